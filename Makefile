@@ -1,0 +1,61 @@
+# make quickstart   trains a small model on the CPU, then compares the samplers
+# make test         runs the tests
+# Both create .venv from constraints.txt first, if it is missing or out of date.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := dev,tasks
+# The first interpreter that is 3.11 to 3.13; `make PYTHON=/path/to/python3.12 …` overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
+# Further words for the commands: make test ARGS="-k wavefront", make quickstart ARGS="logger=none"
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test lint format types bench clean
+
+help:
+	@echo "make quickstart   train a small model on the CPU (minutes), then compare the samplers"
+	@echo "make test         run the tests"
+	@echo "make lint types   check style and types        make format   mend the style"
+	@echo "make bench        time the AR baseline against bare core passes"
+	@echo "make clean        remove caches (not .venv, not outputs/)"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  if [ -z "$(PYTHON)" ]; then \
+	    echo "No Python 3.11, 3.12 or 3.13 found (python3 is $$(python3 -V 2>&1 || echo missing)). Install one, or name it: make PYTHON=/path/to/python3.12 quickstart" >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "Creating $(VENV) with $$($(PYTHON) -V) …"; "$(PYTHON)" -m venv $(VENV); \
+	fi
+	@echo "Installing from constraints.txt (some minutes the first time) …"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/python train.py experiment=quickstart $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --durations=10 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/ar_baseline.py $(ARGS)
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
