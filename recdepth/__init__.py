@@ -1,0 +1,11 @@
+"""Train, fine-tune and sample recurrent-depth (looped) language models."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, load_model, load_tokenizer
+
+AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
+AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
+
+__version__ = "0.1.0"
+__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "load_model", "load_tokenizer"]

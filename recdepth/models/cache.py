@@ -1,0 +1,155 @@
+"""Positions of a pass, and the preallocated key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .config import RecurrentDepthConfig
+
+KVPolicy = Literal["shared", "per_depth"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions of one pass with all that follows from them, computed once and used by every layer.
+
+    Attributes:
+        positions: logical positions; -1 is padding (not counted, never attended to).
+        cos, sin: rotary factors, ``sin`` signed for the swapped pairs.
+        mask: which keys each query sees; None when ``causal`` says it all, or when every query sees every key.
+        causal: the queries are exactly the keys, in order.
+        start: first position, where every row holds ``start … start+T-1``; None otherwise.
+        length: number of keys, i.e. the highest position + 1 (with a cache) or T (without).
+    """
+
+    positions: Int[Tensor, "batch time"]
+    cos: Float[Tensor, "rows time 1 head_dim"]
+    sin: Float[Tensor, "rows time 1 head_dim"]
+    mask: Bool[Tensor, "batch 1 time keys"] | None
+    causal: bool
+    start: int | None
+    length: int
+
+
+class Cache(Protocol):
+    """What attention asks of a cache; training wavefronts bring a differentiable one."""
+
+    def update(self, slot: int, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Store the keys and values ([batch, head, time, head_dim]) of a span; return all that it may attend to."""
+        ...
+
+    def core_slot(self, layer: int, depth: int) -> int:
+        """The slot of a core layer at recurrence ``depth`` (counted from 0)."""
+        ...
+
+    def prelude_slot(self, layer: int) -> int:
+        """The slot of a prelude layer."""
+        ...
+
+    def coda_slot(self, layer: int) -> int:
+        """The slot of a coda layer."""
+        ...
+
+
+class KVCache:
+    """Preallocated keys and values, ``[slot, batch, head, time, head_dim]``, written in place by position.
+
+    A slot is a prelude layer, a core layer (``kv="shared"``: the newest recurrence overwrites) or a core layer and
+    recurrence (``kv="per_depth"``), or a coda layer. Forgetting positions needs no copy: a span reads up to its own
+    length. One spare position at the end swallows the writes of padding (position -1).
+
+    Args:
+        config: the model's shape.
+        batch: rows.
+        capacity: positions per row.
+        kv: ``"shared"`` or ``"per_depth"``.
+        num_steps: recurrences that ``per_depth`` keeps apart (ignored bytes: none, ``shared`` keeps one).
+    """
+
+    def __init__(
+        self,
+        config: RecurrentDepthConfig,
+        batch: int,
+        capacity: int,
+        kv: KVPolicy = "shared",
+        num_steps: int = 1,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        if kv not in ("shared", "per_depth"):
+            raise ValueError(f"kv={kv!r} is unknown; take 'shared' or 'per_depth'")
+        self.kv = kv
+        self.capacity = capacity
+        self._prelude = config.prelude_layers
+        self._core = config.core_layers
+        self._depths = num_steps if kv == "per_depth" else 1
+        slots = config.prelude_layers + config.core_layers * self._depths + config.coda_layers
+        shape = (slots, batch, config.num_attention_heads, capacity + 1, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def prelude_slot(self, layer: int) -> int:
+        return layer
+
+    def core_slot(self, layer: int, depth: int) -> int:
+        if self.kv == "shared":
+            return self._prelude + layer
+        if depth >= self._depths:
+            raise ValueError(f"recurrence {depth + 1} needs a cache with num_steps={depth + 1}, not {self._depths}")
+        return self._prelude + layer * self._depths + depth
+
+    def coda_slot(self, layer: int) -> int:
+        return self._prelude + self._core * self._depths + layer
+
+    def update(self, slot: int, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Write a span in place and return views of all keys and values up to its length.
+
+        Args:
+            slot: see ``prelude_slot``, ``core_slot``, ``coda_slot``.
+            keys, values: [batch, head, time, head_dim].
+            span: where they belong.
+        """
+        k, v = self.keys[slot], self.values[slot]
+        if span.start is not None:
+            end = span.start + keys.shape[2]
+            k[:, :, span.start : end] = keys
+            v[:, :, span.start : end] = values
+        else:
+            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+            k[rows, :, span.positions] = keys.transpose(1, 2)
+            v[rows, :, span.positions] = values.transpose(1, 2)
+        return k[:, :, : span.length], v[:, :, : span.length]
+
+    def settle(self, rows: Tensor, positions: Tensor, depth: Tensor) -> None:
+        """Let the slots that committed positions never wrote read as their deepest one (``per_depth`` only).
+
+        Args:
+            rows, positions: [n], the positions that have just become final.
+            depth: [n], recurrences each of them got (at least 1).
+        """
+        if self.kv == "shared" or not len(rows):
+            return
+        first = self._prelude
+        for store in (self.keys, self.values):
+            core = store[first : first + self._core * self._depths].unflatten(0, (self._core, self._depths))
+            source = torch.arange(self._depths, device=depth.device).minimum(depth[:, None] - 1)  # [n, depths]
+            at = (source, rows[:, None], slice(None), positions[:, None])
+            for layer in core:
+                layer[:, rows, :, positions] = layer[at]
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these (finished rows stop costing)."""
+        index = torch.as_tensor(list(rows), device=self.keys.device)
+        self.keys = self.keys.index_select(1, index)
+        self.values = self.values.index_select(1, index)

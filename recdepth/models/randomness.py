@@ -1,0 +1,60 @@
+"""Counter-based random numbers: every draw is a function of its key alone, in tensor ops on any device.
+
+The key of a state's noise is (seed, row, position, stream); so a draw does not depend on the batch, the wavefront,
+the order or the sampler. The mixing function is SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+# streams: what a draw is for
+STATE, STEP_NOISE, TOKEN = 1, 2, 3
+
+
+def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    # the masks make the arithmetic right shift of int64 a logical one
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def uniform(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
+    """Draw ``count`` numbers in the open interval (0, 1) for every element of the (broadcast) keys.
+
+    Args:
+        seed: any Python integer (its low 64 bits count).
+        stream: one of ``STATE``, ``STEP_NOISE``, ``TOKEN``.
+        keys: integer tensors that broadcast together, e.g. rows [B, 1] and positions [B, T].
+        count: draws per element.
+
+    Returns:
+        float32, shape of the keys with ``count`` behind; 24 bits of resolution.
+    """
+    device = keys[0].device
+    start = (seed + stream * 0x1000193) & 0xFFFFFFFFFFFFFFFF
+    state = _mix(torch.tensor(start - (1 << 64) if start >= 1 << 63 else start, device=device) + _GOLDEN)
+    for key in keys:
+        state = _mix(state * 3 + _GOLDEN + key)
+    channel = torch.arange(1, count + 1, device=device) * _GOLDEN
+    bits = _mix(state[..., None] + channel)
+    return (((bits >> 40) & 0xFFFFFF).float() + 0.5) * (1.0 / (1 << 24))
+
+
+def truncated_normal(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
+    """Standard normal draws cut at ±3, by inversion; arguments as in :func:`uniform`."""
+    edge = math.erf(3 / math.sqrt(2))
+    return math.sqrt(2) * torch.erfinv((2 * uniform(seed, stream, *keys, count=count) - 1) * edge)
+
+
+def gumbel(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
+    """Standard Gumbel draws, so that ``argmax(logits + gumbel)`` samples the softmax; arguments as in :func:`uniform`."""
+    return -(-uniform(seed, stream, *keys, count=count).log()).log()

@@ -1,0 +1,299 @@
+"""The recurrent-depth language model: prelude, looped core, coda (Geiping et al. 2025, arXiv 2502.05171)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .cache import Cache, KVCache, KVPolicy, Span
+from .compilation import compile_seams
+from .config import RecurrentDepthConfig
+from .layers import Attention, GatedMLP, RMSNorm, SandwichBlock, rope_table
+from .randomness import STATE, truncated_normal
+
+
+@dataclass
+class RecurrentDepthOutput(ModelOutput):
+    """What ``forward`` returns.
+
+    Attributes:
+        loss: mean cross-entropy over labels that are not -100, or None.
+        logits: [batch, time, vocab], float32.
+        latents: [batch, time, dim], the final states after the norm, as they enter the coda.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class RecurrentDepthForCausalLM(PreTrainedModel):
+    """A language model whose core block is applied ``num_steps`` times.
+
+    ``forward`` loops over four public seams, ``embed``, ``initial_state``, ``recur`` and ``decode``, which samplers and
+    objectives use directly. Every ``positions`` argument is a tensor of logical positions [batch, time] (padding -1) or
+    a :class:`Span` made from one by :meth:`span`, which saves recomputing what follows from the positions.
+    """
+
+    config_class = RecurrentDepthConfig
+    config: RecurrentDepthConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _tied_weights_keys = {"head.weight": "embedding.weight"}
+    _supports_sdpa = True
+
+    def __init__(self, config: RecurrentDepthConfig):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(config.prelude_layers))
+        self.injection = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.core = nn.ModuleList(SandwichBlock(config) for _ in range(config.core_layers))
+        self.coda = nn.ModuleList(SandwichBlock(config) for _ in range(config.coda_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.post_init()
+
+    # ----------------------------------------------------------------------------------------------------- the seams
+
+    def embed(
+        self, input_ids: Int[Tensor, "batch time"], cache: Cache | None, positions: Tensor | Span
+    ) -> Float[Tensor, "batch time dim"]:
+        """The prelude: ``e = P(y)``."""
+        span = self._as_span(positions, cache)
+        x = self.embedding(input_ids) * self.config.embedding_scale
+        for i, block in enumerate(self.prelude):
+            x = block(x, span, cache, cache.prelude_slot(i) if cache is not None else 0)
+        return x
+
+    def initial_state(
+        self,
+        e: Float[Tensor, "batch time dim"],
+        rows: Int[Tensor, " batch"] | None,
+        positions: Int[Tensor, "batch time"],
+        seed: int | None,
+        scale: float = 1.0,
+    ) -> Float[Tensor, "batch time dim"]:
+        """Noise ``s_0``: normal with σ = sqrt(2/5)·scale, cut at ±3σ (σ after the √dim embedding scale).
+
+        With a seed, a function of (seed, row, position) alone; with ``seed=None``, drawn from torch's generator.
+
+        Args:
+            e: the embedded tokens, for shape, dtype and device.
+            rows: random-stream ids of the rows (unused without a seed).
+            positions: logical positions.
+            seed: see above.
+            scale: factor on σ; 0 gives the zero state.
+        """
+        std = scale * self.config.embedding_scale * math.sqrt(2 / (5 * self.config.hidden_size))
+        if scale == 0:
+            return torch.zeros_like(e)
+        if seed is None:
+            s = torch.empty_like(e, dtype=torch.float32)
+            return nn.init.trunc_normal_(s, std=std, a=-3 * std, b=3 * std).to(e.dtype)
+        assert rows is not None, "a seeded state needs the rows' stream ids"
+        return (truncated_normal(seed, STATE, rows[:, None], positions, count=e.shape[-1]) * std).to(e.dtype)
+
+    def recur(
+        self,
+        e: Float[Tensor, "batch time dim"],
+        s: Float[Tensor, "batch time dim"],
+        cache: Cache | None,
+        positions: Tensor | Span,
+        depth: int,
+    ) -> Float[Tensor, "batch time dim"]:
+        """One recurrence (core pass): ``s_t = R(e, s_{t-1})``.
+
+        Args:
+            e: the embedded tokens.
+            s: the states before the pass.
+            cache: keys and values of earlier positions.
+            positions: logical positions or their span.
+            depth: recurrences these states have had before (selects the slot of a per-depth cache).
+        """
+        span = self._as_span(positions, cache)
+        x = self.injection(torch.cat([s, e], dim=-1))
+        for i, block in enumerate(self.core):
+            x = block(x, span, cache, cache.core_slot(i, depth) if cache is not None else 0)
+        return x
+
+    def decode(
+        self,
+        s: Float[Tensor, "batch time dim"],
+        cache: Cache | None,
+        positions: Tensor | Span,
+        logits_to_keep: int = 0,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """The coda: norm, blocks (writing their KV), norm again, head.
+
+        Args:
+            s: un-normalised states.
+            cache: keys and values of earlier positions.
+            positions: logical positions or their span.
+            logits_to_keep: logits of the last so many places only; 0 for all (as in transformers).
+
+        Returns:
+            logits, float32 (float64 for a float64 model).
+        """
+        span = self._as_span(positions, cache)
+        x = self.norm(s)
+        for i, block in enumerate(self.coda):
+            x = block(x, span, cache, cache.coda_slot(i) if cache is not None else 0)
+        logits = self.head(self.norm(x[:, -logits_to_keep:] if logits_to_keep else x))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def span(
+        self,
+        positions: Int[Tensor, "batch time"],
+        cache: Cache | None = None,
+        start: int | None = None,
+        length: int | None = None,
+        padded: bool = True,
+    ) -> Span:
+        """Precompute what a pass needs to know of its positions.
+
+        Args:
+            positions: logical positions, -1 for padding.
+            cache: the cache the pass will use, or None.
+            start: first position if the caller knows that every row holds ``start … start+T-1`` (spares a mask or more).
+            length: keys to attend to, at least the highest position + 1 (None reads it off the positions, which
+                waits for the device).
+            padded: False promises that no position is -1, in increasing order from 0 (no cache only).
+        """
+        time = positions.shape[1]
+        device = positions.device
+        if cache is None:
+            causal, mask, length = not padded, None, time
+            if padded:
+                keys = positions[:, None, None, :]
+                mask = (keys <= positions.clamp(min=0)[:, None, :, None]) & (keys >= 0)
+                mask = mask | torch.eye(time, dtype=torch.bool, device=device)  # padding sees itself: no empty softmax
+        else:
+            if length is None:
+                length = start + time if start is not None else int(positions.max()) + 1
+            causal = start == 0 and length == time and time > 1
+            alone = start is not None and time == 1 and length == start + 1
+            mask = None
+            if not (causal or alone):
+                mask = torch.arange(length, device=device) <= positions.clamp(min=0)[:, None, :, None]
+        cos, sin = self._rope_tables(device)
+        if start is not None:
+            cos, sin = cos[None, start : start + time], sin[None, start : start + time]
+        else:
+            cos, sin = cos[positions], sin[positions]  # -1 reads the last angle: harmless
+        return Span(positions, cos[:, :, None], sin[:, :, None], mask, causal, start, length)
+
+    def new_cache(self, batch: int, capacity: int, kv: KVPolicy = "shared", num_steps: int = 1) -> KVCache:
+        """A cache of this model's dtype and device; arguments as in :class:`KVCache`."""
+        return KVCache(self.config, batch, capacity, kv, num_steps, dtype=self.dtype, device=self.device)
+
+    def compile_seams(self) -> None:
+        """Compile the seams for training (static shapes); see :func:`can_compile` for whether that can work."""
+        compile_seams(self)
+
+    # ---------------------------------------------------------------------------------------------------- the forward
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        num_steps: int | None = None,
+        initial_state: Float[Tensor, "batch time dim"] | None = None,
+        attention_mask: Int[Tensor, "batch time"] | None = None,
+        labels: Int[Tensor, "batch time"] | None = None,
+        seed: int | None = None,
+        backprop_depth: int | None = None,
+        checkpoint_recurrences: bool = False,
+    ) -> RecurrentDepthOutput:
+        """Run all positions in parallel for ``num_steps`` recurrences.
+
+        Args:
+            input_ids: token ids; at most ``max_position_embeddings`` that are not padding.
+            num_steps: recurrences; None takes the configuration's mean.
+            initial_state: s_0; None draws noise.
+            attention_mask: 1 for tokens, 0 for padding (either side).
+            labels: targets, shifted inside, -100 ignored.
+            seed: seed of the noise; None draws from torch's generator.
+            backprop_depth: gradients flow through this many last recurrences; None through all.
+            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory.
+
+        Raises:
+            ValueError: for no recurrence, or more tokens than the context.
+        """
+        num_steps = self.config.mean_recurrence if num_steps is None else num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1")
+        batch, time = input_ids.shape
+        if time > self.config.max_position_embeddings and attention_mask is None:
+            raise ValueError(
+                f"{time} tokens exceed the context of max_position_embeddings="
+                f"{self.config.max_position_embeddings}; shorten the input"
+            )
+        if attention_mask is None:
+            positions = torch.arange(time, device=input_ids.device).expand(batch, time)
+            span = self.span(positions, start=0, padded=False)
+        else:
+            positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, -1)
+            span = self.span(positions)
+
+        e = self.embed(input_ids, None, span)
+        s = initial_state
+        if s is None:
+            s = self.initial_state(e, torch.arange(batch, device=e.device), positions, seed)
+        with_grad = num_steps if backprop_depth is None else min(backprop_depth, num_steps)
+        with torch.no_grad():
+            for depth in range(num_steps - with_grad):
+                s = self.recur(e, s, None, span, depth)
+        for depth in range(num_steps - with_grad, num_steps):
+            if checkpoint_recurrences:
+                s = checkpoint(self.recur, e, s, None, span, depth, use_reentrant=False)
+            else:
+                s = self.recur(e, s, None, span, depth)
+        logits = self.decode(s, None, span)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return RecurrentDepthOutput(loss=loss, logits=logits, latents=self.norm(s))
+
+    # ------------------------------------------------------------------------------------------------------ the rest
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def _as_span(self, positions: Tensor | Span, cache: Cache | None) -> Span:
+        return positions if isinstance(positions, Span) else self.span(positions, cache)
+
+    def _rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        if (device, dtype) not in self._rope:
+            c = self.config
+            self._rope[device, dtype] = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
+        return self._rope[device, dtype]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Scaled initialisation of 2502.05171, section 3.3: residual outputs shrink with the effective depth."""
+        std = math.sqrt(2 / (5 * self.config.hidden_size))
+        if isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+        elif isinstance(module, (Attention, GatedMLP)):
+            small = std / math.sqrt(2 * self.config.effective_depth)
+            init.trunc_normal_(module.proj.weight, std=small, a=-3 * small, b=3 * small)
+            if isinstance(module, Attention) and module.qk_bias is not None:
+                init.zeros_(module.qk_bias)
