@@ -2,10 +2,11 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from . import models, sampling
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, load_model, load_tokenizer
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
 
 __version__ = "0.1.0"
-__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "load_model", "load_tokenizer"]
+__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "load_model", "load_tokenizer", "models", "sampling"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -40,12 +39,15 @@ class Span:
 class Cache(Protocol):
     """What attention asks of a cache; training wavefronts bring a differentiable one."""
 
-    def update(self, slot: int, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """Store the keys and values ([batch, head, time, head_dim]) of a span; return all that it may attend to."""
+    def update(self, slot: int | Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Store the keys and values ([batch, head, time, head_dim]) of a span; return all that it may attend to.
+
+        That is [batch, head, keys, head_dim], or [batch, time, head, keys, head_dim] where each query has its own.
+        """
         ...
 
-    def core_slot(self, layer: int, depth: int) -> int:
-        """The slot of a core layer at recurrence ``depth`` (counted from 0)."""
+    def core_slot(self, layer: int, depth: int | Tensor) -> int | Tensor:
+        """The slot of a core layer at recurrence ``depth`` (counted from 0; an int, or one per lane [batch, time])."""
         ...
 
     def prelude_slot(self, layer: int) -> int:
@@ -102,24 +104,32 @@ class KVCache:
     def prelude_slot(self, layer: int) -> int:
         return layer
 
-    def core_slot(self, layer: int, depth: int) -> int:
+    def core_slot(self, layer: int, depth: int | Tensor) -> int | Tensor:
         if self.kv == "shared":
             return self._prelude + layer
-        if depth >= self._depths:
+        if isinstance(depth, int) and depth >= self._depths:
             raise ValueError(f"recurrence {depth + 1} needs a cache with num_steps={depth + 1}, not {self._depths}")
         return self._prelude + layer * self._depths + depth
 
     def coda_slot(self, layer: int) -> int:
         return self._prelude + self._core * self._depths + layer
 
-    def update(self, slot: int, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """Write a span in place and return views of all keys and values up to its length.
+    def update(self, slot: int | Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Write a span in place and return all keys and values up to its length.
 
         Args:
             slot: see ``prelude_slot``, ``core_slot``, ``coda_slot``.
             keys, values: [batch, head, time, head_dim].
             span: where they belong.
+
+        Returns:
+            views [batch, head, keys, head_dim]; for one slot per lane, copies [batch, time, head, keys, head_dim].
         """
+        if isinstance(slot, Tensor):
+            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+            self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2)
+            self.values[slot, rows, :, span.positions] = values.transpose(1, 2)
+            return self.keys[..., : span.length, :][slot, rows], self.values[..., : span.length, :][slot, rows]
         k, v = self.keys[slot], self.values[slot]
         if span.start is not None:
             end = span.start + keys.shape[2]
@@ -148,8 +158,7 @@ class KVCache:
             for layer in core:
                 layer[:, rows, :, positions] = layer[at]
 
-    def keep_rows(self, rows: Sequence[int]) -> None:
+    def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (finished rows stop costing)."""
-        index = torch.as_tensor(list(rows), device=self.keys.device)
-        self.keys = self.keys.index_select(1, index)
-        self.values = self.values.index_select(1, index)
+        self.keys = self.keys.index_select(1, rows)
+        self.values = self.values.index_select(1, rows)

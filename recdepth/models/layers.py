@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int
+        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int | Tensor
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3 * self.heads, self.head_dim)
@@ -61,8 +61,14 @@ class Attention(nn.Module):
         q, k = rotate(qk, span).transpose(1, 2).chunk(2, dim=1)  # [batch, head, time, head_dim]
         if cache is not None:
             k, v = cache.update(slot, k, v, span)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal)
-        return self.proj(y.transpose(1, 2).reshape(batch, time, -1))
+        if k.dim() == 5:  # lanes at different depths: each query has keys of its own
+            mask = None if span.mask is None else span.mask.transpose(1, 2).unsqueeze(3)
+            if span.causal:
+                mask = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()[:, None, None]
+            y = F.scaled_dot_product_attention(q.transpose(1, 2).unsqueeze(3), k, v, attn_mask=mask).squeeze(3)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal).transpose(1, 2)
+        return self.proj(y.reshape(batch, time, -1))
 
 
 class GatedMLP(nn.Module):
@@ -92,7 +98,7 @@ class SandwichBlock(nn.Module):
         self.norm_4 = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int
+        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int | Tensor
     ) -> Float[Tensor, "batch time dim"]:
         x = self.norm_2(x + self.attn(self.norm_1(x), span, cache, slot))
         return self.norm_4(x + self.mlp(self.norm_3(x)))

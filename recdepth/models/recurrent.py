@@ -109,7 +109,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         s: Float[Tensor, "batch time dim"],
         cache: Cache | None,
         positions: Tensor | Span,
-        depth: int,
+        depth: int | Int[Tensor, "batch time"],
     ) -> Float[Tensor, "batch time dim"]:
         """One recurrence (core pass): ``s_t = R(e, s_{t-1})``.
 
@@ -118,7 +118,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             s: the states before the pass.
             cache: keys and values of earlier positions.
             positions: logical positions or their span.
-            depth: recurrences these states have had before (selects the slot of a per-depth cache).
+            depth: recurrences these states have had before, for all or each (selects the slot of a per-depth cache).
         """
         span = self._as_span(positions, cache)
         x = self.injection(torch.cat([s, e], dim=-1))
@@ -281,7 +281,9 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         dtype = torch.promote_types(self.dtype, torch.float32)
         if (device, dtype) not in self._rope:
             c = self.config
-            self._rope[device, dtype] = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
+            with torch.inference_mode(False):  # a table made while sampling must serve training too
+                tables = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
+            self._rope[device, dtype] = tables
         return self._rope[device, dtype]
 
     @torch.no_grad()
