@@ -13,9 +13,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from recdepth.data.encoding import ItemEncoder, encode_texts, pad_rows
+from recdepth.data.encoding import ItemEncoder, pad_rows
 from recdepth.data.items import EvaluationItem, Split, Task
 from recdepth.data.stream import Batch, BatchSource, TrainLoader, pad_batch
+from recdepth.data.tokenizers import encode_texts
 
 _BLOCK = 32  # batches that are generated and tokenised at once
 _PROBE = 32  # items whose length is checked at construction
@@ -24,9 +25,10 @@ _PROBE = 32  # items whose length is checked at construction
 class DataModule(lightning.LightningDataModule, ABC):
     """What training, evaluation and sampling need from data, be it a task or text.
 
-    Batches are `{"input_ids", "labels"}`, int64 [batch_size, sequence_length], right-padded, always of that shape;
-    labels are -100 where there is no loss, and not shifted. The training loader is endless: limit training by steps.
-    `state_dict` holds the position in it, so that a resumed run goes on with the batch after the last one trained on.
+    Batches are `{"input_ids", "labels"}`, int64 [batch_size, sequence_length], right-padded, always of that
+    shape; labels are -100 where there is no loss, and not shifted. The training loader is endless: limit
+    training by steps. `state_dict` holds the position in it, so that a resumed run goes on with the batch
+    after the last one trained on.
 
     Attributes:
         tokenizer: available right after construction; a model's vocab_size is `len(tokenizer)`.
@@ -60,8 +62,8 @@ class DataModule(lightning.LightningDataModule, ABC):
             )
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             wrong.append(
-                "data.tokenizer needs an eos_token and a pad_token; use recdepth.data.pretrained_tokenizer, which "
-                "sets the latter"
+                "data.tokenizer needs an eos_token and a pad_token; use recdepth.data.pretrained_tokenizer, "
+                "which sets the latter"
             )
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -104,23 +106,25 @@ class DataModule(lightning.LightningDataModule, ABC):
             self._validation_rows = self._make_validation_rows()
         collate = partial(pad_batch, batch_size=self.batch_size, pad=self.tokenizer.pad_token_id)
         return DataLoader(
-            self._validation_rows,  # type: ignore[arg-type]
+            self._validation_rows,
             batch_size=self.batch_size,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt as in training. ValueError if it is empty or has words the tokenizer lacks."""
+        """Token ids of a prompt as in training. ValueError if it is empty or has unknown words."""
         ids = encode_texts(self.tokenizer, [prompt], begin=True)[0]
         if not prompt or not ids:
             raise ValueError("prompt='' is empty; give at least one word")
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
-            words = [word for word in prompt.split() if unknown in encode_texts(self.tokenizer, [word], False)[0]]
+            words = prompt.split()
+            encoded = encode_texts(self.tokenizer, words, begin=False)
+            names = [word for word, word_ids in zip(words, encoded, strict=True) if unknown in word_ids]
             raise ValueError(
-                f"prompt has words that the tokenizer does not know: {', '.join(words)}; write it with words of the "
-                "training data, or train with data.tokenizer=byte level"
+                f"prompt has words that the tokenizer does not know: {', '.join(names)}; write it with words "
+                "of the training data, or train with data.tokenizer._target_=recdepth.data.byte_tokenizer"
             )
         return ids
 
@@ -147,7 +151,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         return batch
 
     def _start(self) -> int:
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return 0 if overfit else self._position
 
     def _drawn(self) -> None:
@@ -161,10 +165,12 @@ class TaskData(DataModule):
     Training items are generated as they are needed and never repeat, unless the task has few different ones.
 
     Args:
-        task: what to learn. tokenizer: None builds the task's own, whose vocabulary is complete by construction.
-        sequence_length: tokens per row. max_new_tokens: tokens of the longest answer, stop token included; prompts
-            get the rest of the row.
-        batch_size: rows per batch. validation_items: rows of the validation loader.
+        task: what to learn.
+        tokenizer: None builds the task's own, whose vocabulary is complete by construction.
+        sequence_length: tokens per row.
+        max_new_tokens: tokens of the longest answer, stop token included; prompts get the rest of the row.
+        batch_size: rows per batch.
+        validation_items: rows of the validation loader.
         drop_long: leave items that do not fit out, instead of raising ValueError when one is met.
         num_workers: processes that prepare batches.
     """
@@ -191,9 +197,11 @@ class TaskData(DataModule):
 
     @property
     def level(self) -> int:
-        """The task's curriculum level, 1 to `max_level`. A change counts from the next batch that is prepared:
-        with workers those already under way (two per worker) still have the old level. AttributeError if the task
-        has no levels."""
+        """The task's curriculum level, 1 to `max_level`; AttributeError if the task has no levels.
+
+        A change counts from the next batch that is drawn; with workers, those already under way (two per
+        worker) still have the old level.
+        """
         return int(self.task.level)  # type: ignore[attr-defined]
 
     @level.setter
@@ -219,7 +227,7 @@ class TaskData(DataModule):
         return self.task.score(evaluation_item.item, self.decode(tokens))
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """See `DataModule.encode_prompt`; the task's `prompt_suffix`, if any, is added where it is missing."""
+        """See `DataModule.encode_prompt`; the task's `prompt_suffix`, if any, is added if missing."""
         suffix = self._encoder.prompt_suffix
         return super().encode_prompt(prompt if prompt.endswith(suffix) else prompt + suffix)
 
@@ -263,7 +271,7 @@ class _TaskSource:
         self.encoder, self.batch_size, self.shared_level = encoder, batch_size, shared_level
 
     def batches(self, first: int, step: int) -> Iterator[Batch]:
-        """See `BatchSource.batches`. Blocks of batches are generated at once, and dropped if the level changes."""
+        """See `BatchSource.batches`. Batches are generated in blocks, dropped when the level changes."""
         position, size, task = first, self.batch_size, self.encoder.task
         while True:
             level = self._read_level(task)

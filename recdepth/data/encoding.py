@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from recdepth.data.items import Item, Split, Task
+from recdepth.data.tokenizers import TextEncoder
 
 IGNORED = -100
 """Label of positions without a loss."""
@@ -30,7 +31,7 @@ class Row:
 
 
 class ItemEncoder:
-    """Encodes items of a task. Prompts get `sequence_length - max_new_tokens` tokens, answers `max_new_tokens`.
+    """Encodes items: prompts get `sequence_length - max_new_tokens` tokens, answers `max_new_tokens`.
 
     So every prompt together with `max_new_tokens` new tokens fits a model whose context is `sequence_length`.
     Prompts and answers are encoded apart, so that a prompt has the same ids in training and in sampling.
@@ -49,6 +50,7 @@ class ItemEncoder:
     ) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.sequence_length, self.max_new_tokens, self.drop_long = sequence_length, max_new_tokens, drop_long
+        self._encode = TextEncoder(tokenizer)
         self.prompt_suffix: str = getattr(task, "prompt_suffix", "")
 
     def items(self, split: Split, indices: Sequence[int]) -> tuple[list[Item], list[Row]]:
@@ -62,56 +64,49 @@ class ItemEncoder:
 
     def rows(self, items: Sequence[Item]) -> list[Row]:
         """Token ids of items, whatever their length."""
-        prompts = encode_texts(self.tokenizer, [item.prompt for item in items], begin=True)
-        answers = encode_texts(self.tokenizer, [item.answer for item in items], begin=False)
+        prompts = self._encode([item.prompt for item in items], begin=True)
+        answers = self._encode([item.answer for item in items], begin=False)
         stop = self.tokenizer.eos_token_id
         return [Row(prompt, [*answer, stop]) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def excess(self, row: Row) -> str:
         """Why a row does not fit, with the remedy; empty if it fits."""
+        prompt, answer = len(row.prompt), len(row.answer)
         room = self.sequence_length - self.max_new_tokens
-        if len(row.answer) > self.max_new_tokens:
+        if answer > self.max_new_tokens:
+            needed = max(self.sequence_length, prompt + answer)
             return (
-                f"an answer of {len(row.answer)} tokens (stop token included) is longer than "
-                f"data.max_new_tokens={self.max_new_tokens}; set data.max_new_tokens={len(row.answer)} or more"
+                f"an answer of {answer} tokens (stop token included) is longer than data.max_new_tokens="
+                f"{self.max_new_tokens}; set data.max_new_tokens={answer} or more, with data.sequence_length="
+                f"{needed} or more"
             )
-        if len(row.prompt) > room:
+        if prompt > room:
             return (
-                f"a prompt of {len(row.prompt)} tokens is longer than the {room} that "
-                f"data.sequence_length={self.sequence_length} leaves beside data.max_new_tokens="
-                f"{self.max_new_tokens}; set data.sequence_length={len(row.prompt) + self.max_new_tokens} or more"
+                f"a prompt of {prompt} tokens is longer than the {room} that data.sequence_length="
+                f"{self.sequence_length} leaves beside data.max_new_tokens={self.max_new_tokens}; set "
+                f"data.sequence_length={prompt + self.max_new_tokens} or more"
             )
         return ""
 
     def _replace(self, split: Split, index: int, row: Row) -> tuple[Item, Row]:
         if not self.drop_long:
             raise ItemTooLongError(
-                f"task {self.task.name}, {split} item {index}: {self.excess(row)}, or data.drop_long=true to leave "
-                "such items out"
+                f"task {self.task.name}, {split} item {index}: {self.excess(row)}, or data.drop_long=true to "
+                "leave such items out"
             )
         for attempt in range(1, _MAX_RETRIES + 1):
             item = self.task.item(split, index + attempt * _RETRY_STRIDE)
             row = self.rows([item])[0]
             if not self.excess(row):
                 return item, row
-        raise ItemTooLongError(f"task {self.task.name}: {_MAX_RETRIES} items in a row do not fit: {self.excess(row)}")
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], begin: bool) -> list[list[int]]:
-    """Token ids of texts without special tokens, but for the tokenizer's own start token where `begin`."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    else:
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    if begin and bos is not None and bos in tokenizer("")["input_ids"]:
-        encoded = [[bos, *ids] for ids in encoded]
-    return encoded
+        raise ItemTooLongError(
+            f"task {self.task.name}: {_MAX_RETRIES} items in a row do not fit, the last one has "
+            f"{self.excess(row)}"
+        )
 
 
 def pad_rows(rows: Sequence[Row], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids and labels, both int64 [rows, length]; labels are `IGNORED` on prompt and padding, not shifted."""
+    """input_ids and labels, int64 [rows, length]; labels are `IGNORED` on prompt and padding, not shifted."""
     input_ids = np.full((len(rows), length), pad, dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
     for i, row in enumerate(rows):

@@ -65,8 +65,8 @@ def split_of(content: str) -> Split:
 class ProceduralTask(ABC):
     """Draws random problems and keeps those whose canonical content belongs to the split asked for.
 
-    The content decides the split, whatever the seed, level or wording: two splits can never share a problem, even
-    between runs with different seeds.
+    The content decides the split, whatever the seed, level or wording: two splits can never share a problem,
+    even between runs with different seeds.
     """
 
     name: str
@@ -98,6 +98,6 @@ class ProceduralTask(ABC):
             if split_of(self.content(problem)) == split:
                 return self.render(problem)
         raise ValueError(
-            f"task {self.name}: no {split} problem among {_MAX_ATTEMPTS} drawn, there are too few different ones; "
-            "widen the task's settings (more steps, operands or symbols)"
+            f"task {self.name}: no {split} problem among {_MAX_ATTEMPTS} drawn, there are too few different "
+            "ones; widen the task's settings (more steps, operands or symbols)"
         )

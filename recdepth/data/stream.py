@@ -16,7 +16,7 @@ Batch = dict[str, Tensor]
 
 
 class BatchSource(Protocol):
-    """Batches by position: a pure function of the position (and of the curriculum level, where there is one)."""
+    """Batches by position: a pure function of it (and of the curriculum level, where there is one)."""
 
     def batches(self, first: int, step: int) -> Iterator[Batch]:
         """Batches at positions first, first + step, first + 2 step, …"""
@@ -33,14 +33,15 @@ class _Stream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        return self.source.batches((self.first + number) * self.world_size + self.rank, count * self.world_size)
+        first = (self.first + number) * self.world_size + self.rank
+        return self.source.batches(first, count * self.world_size)
 
 
 class TrainLoader:
     """An endless iterable of training batches; each `iter()` starts at position `start()`.
 
-    Positions count the batches of one process. `drawn` is called before each batch is handed out. The order is the
-    same for any number of workers.
+    Positions count the batches of one process. `drawn` is called before each batch is handed out. The order
+    is the same for any number of workers.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class TrainLoader:
 
 
 def pad_batch(rows: list[Batch], batch_size: int, pad: int) -> Batch:
-    """Stack rows and fill a last, smaller batch up with rows of padding without labels: shapes stay the same."""
+    """Stack rows; a last, smaller batch is filled up with rows of padding without labels."""
     missing = batch_size - len(rows)
     input_ids = torch.stack([row["input_ids"] for row in rows])
     labels = torch.stack([row["labels"] for row in rows])

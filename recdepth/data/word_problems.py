@@ -11,8 +11,16 @@ from transformers import PreTrainedTokenizerFast
 from recdepth.data.items import Item, ProceduralTask, Split
 from recdepth.data.tokenizers import word_tokenizer
 
-NAMES = ("Anna", "Ben", "Cara", "Dan", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jack", "Lena", "Max", "Nora", "Zoe")
-OBJECTS = ("apples", "books", "cards", "coins", "cups", "eggs", "kites", "marbles", "pears", "pens", "shells", "stamps")
+# fmt: off
+NAMES = (
+    "Anna", "Ben", "Cara", "Dan", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jack", "Lena", "Max",
+    "Nora", "Zoe",
+)
+OBJECTS = (
+    "apples", "books", "cards", "coins", "cups", "eggs", "kites", "marbles", "pears", "pens",
+    "shells", "stamps",
+)
+# fmt: on
 GAINS = (
     "{name} finds {n} more.",
     "{name} buys {n} more.",
@@ -35,16 +43,17 @@ class _Problem:
 
 
 class WordProblems(ProceduralTask):
-    """"Zoe has 48 books. Zoe loses 6. ... How many books does Zoe have?" with the running total worked out.
+    """Gains and losses of some objects, with the running total worked out.
 
-    The answer is "Now Zoe has 48 - 6 = 42; then 42 + 3 = 45; ... #### 45", fully determined by the prompt. `score` is
-    the exact match of the number after the last "####". Problems with the same numbers in other words count as the
-    same problem when train, validation and test are kept apart.
+    "Zoe has 48 books. Zoe loses 6. ... How many books does Zoe have?" is answered "Now Zoe has 48 - 6 = 42;
+    then 42 + 3 = 45; ... #### 45", fully determined by the prompt. `score` is the exact match of the number
+    after the last "####". Problems with the same numbers in other words count as the same problem when
+    train, validation and test are kept apart.
 
     Args:
         min_steps, max_steps: gains and losses per problem, each number of steps equally often.
         max_operand: operands are 1 to this.
-        max_total: the running total stays between 0 and this; problems start between a fifth and four fifths of it.
+        max_total: the running total stays between 0 and this; it starts at a fifth to four fifths of it.
         seed: of the problems.
 
     Raises:
