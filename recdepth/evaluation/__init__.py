@@ -1,0 +1,21 @@
+"""Samplers on tasks: accuracy with intervals, agreement, and speed at equal accuracy."""
+
+from .compare import compare, comparison_samplers
+from .evaluate import Evaluation, agreement, evaluate
+from .intervals import Interval, median_interval, paired_difference, wilson_interval
+from .speed import Timings, machine_stamp, time_in_turn
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Timings",
+    "agreement",
+    "compare",
+    "comparison_samplers",
+    "evaluate",
+    "machine_stamp",
+    "median_interval",
+    "paired_difference",
+    "time_in_turn",
+    "wilson_interval",
+]

@@ -1,0 +1,238 @@
+"""All samplers on one task: accuracy, agreement, speed and work, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from recdepth.models import RecurrentDepthForCausalLM
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Sampler
+
+from .evaluate import Evaluation, Prompt, Score, agreement, evaluate
+from .intervals import Interval, paired_difference
+from .speed import Timings, machine_stamp, time_in_turn
+
+Row = dict[str, Any]
+
+
+def comparison_samplers(num_steps: int = 32) -> dict[str, Sampler]:
+    """The standard list: AR at r and at every smaller power of two, adaptive AR, diffusion forcing three times.
+
+    Args:
+        num_steps: r of the reference, which is the first, ``ar-<r>``.
+    """
+    depths = [num_steps]
+    power = 1 << max(num_steps - 1, 0).bit_length()
+    while power > 1:
+        power //= 2
+        if power < num_steps:
+            depths.append(power)
+    samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in depths}
+    samplers["adaptive"] = Adaptive(num_steps=num_steps)
+    samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
+    samplers["df-loose"] = DiffusionForcing(num_steps=num_steps, inner_steps=1, exit_threshold=0.2)
+    samplers["df-headway"] = DiffusionForcing(
+        num_steps=num_steps,
+        inner_steps=1,
+        exit_threshold=0.2,
+        headway=2,
+        max_wavefront=8,
+        prefill_steps=min(4, num_steps),
+    )
+    return samplers
+
+
+def compare(
+    model: RecurrentDepthForCausalLM,
+    samplers: Mapping[str, Sampler],
+    items: Sequence[Prompt],
+    score: Score,
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int],
+    reference: str,
+    accuracy_prompts: int | Mapping[str, int] = 300,
+    speed_prompts: int = 24,
+    batch_size: int = 64,
+    seed: int = 0,
+    console: Console | None = None,
+) -> list[Row]:
+    """Compare samplers greedily: accuracy over many prompts in batches, speed over fewer, batch 1, in turn.
+
+    Args:
+        model: any recurrent-depth model.
+        samplers: by name, see :func:`comparison_samplers`.
+        items: held-out prompts; the first ones are used.
+        score: score in [0, 1] of an item's new tokens.
+        max_new_tokens, stop_tokens: where continuations end.
+        reference: name of the sampler that the others are compared with (AR at r).
+        accuracy_prompts: prompts for accuracy and agreement: one number, or one per sampler (the reference's must be
+            the largest, since differences to it are paired).
+        speed_prompts: prompts for speed and passes.
+        batch_size: of the accuracy part.
+        seed: of noise.
+        console: where progress goes; None for standard output.
+
+    Returns:
+        a row per sampler, in order; see :func:`comparison_row` for its keys.
+
+    Raises:
+        ValueError: for an unknown reference, or numbers of prompts that do not fit.
+    """
+    counts = _prompt_counts(samplers, reference, accuracy_prompts, speed_prompts, len(items))
+    console = console or Console()
+    with _progress(console) as progress:
+        evaluations = {}
+        for name, sampler in samplers.items():
+            task = progress.add_task(f"accuracy of {name}", total=counts[name])
+            evaluations[name] = evaluate(
+                sampler,
+                model,
+                items[: counts[name]],
+                score,
+                max_new_tokens=max_new_tokens,
+                stop_tokens=stop_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                on_batch=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
+            )
+        task = progress.add_task(f"speed of {len(samplers)} samplers in turn", total=speed_prompts)
+        timings = time_in_turn(
+            samplers,
+            model,
+            items[:speed_prompts],
+            max_new_tokens=max_new_tokens,
+            stop_tokens=stop_tokens,
+            seed=seed,
+            on_prompt=lambda done: progress.update(task, completed=done),
+        )
+    baseline = fastest_equal_ar(samplers, evaluations, timings, reference)
+    machine = machine_stamp(model)
+    return [
+        comparison_row(name, samplers[name], evaluations, timings, reference, baseline) | {"machine": machine}
+        for name in samplers
+    ]
+
+
+def comparison_row(
+    name: str,
+    sampler: Sampler,
+    evaluations: Mapping[str, Evaluation],
+    timings: Mapping[str, Timings],
+    reference: str,
+    baseline: str,
+) -> Row:
+    """One sampler's row; all intervals are 95 %.
+
+    Returns:
+        a dict of plain values. ``accuracy*`` and ``n``: mean score. ``difference*``: paired, to the reference.
+        ``agreement``: see :func:`recdepth.evaluation.agreement`. ``tokens_per_second*``: median and quartiles.
+        ``speedup*``: over the reference. ``speedup_equal_accuracy*``: over ``equal_accuracy_baseline``, the fastest
+        AR sampler whose accuracy is not distinguishable from the reference's. ``core_passes_per_token`` (sequential)
+        and ``token_passes_per_token`` (work), both while decoding at batch 1; ``prefill_passes_per_token`` apart.
+    """
+    ours, ref = evaluations[name], evaluations[reference]
+    timing = timings[name]
+    difference = paired_difference(ours.scores, ref.scores[: ours.n])
+    speedup = timing.speedup_over(timings[reference])
+    equal = timing.speedup_over(timings[baseline])
+    low, median, high = timing.quartiles()
+    stats = timing.stats
+    return {
+        "sampler": name,
+        "settings": {"name": sampler.name} | asdict(sampler),
+        "n": ours.n,
+        "accuracy": ours.accuracy,
+        "accuracy_low": ours.low,
+        "accuracy_high": ours.high,
+        **_spread("difference", difference),
+        "agreement": agreement(ours.tokens, ref.tokens[: ours.n]),
+        "speed_n": len(timing.seconds),
+        "tokens_per_second": median,
+        "tokens_per_second_quartile_low": low,
+        "tokens_per_second_quartile_high": high,
+        **_spread("speedup", speedup),
+        **_spread("speedup_equal_accuracy", equal),
+        "equal_accuracy_baseline": baseline,
+        "core_passes_per_token": stats.core_passes / stats.new_tokens,
+        "token_passes_per_token": stats.token_passes / stats.new_tokens,
+        "prefill_passes_per_token": stats.prefill_passes / stats.new_tokens,
+        "flips_per_token": stats.flips / stats.new_tokens,
+        "evaluation_seconds": ours.seconds,
+    }
+
+
+def fastest_equal_ar(
+    samplers: Mapping[str, Sampler],
+    evaluations: Mapping[str, Evaluation],
+    timings: Mapping[str, Timings],
+    reference: str,
+) -> str:
+    """The fastest sampler of one token at a time (any depth, or adaptive) whose accuracy is not distinguishable.
+
+    Not distinguishable: the 95 % interval of the paired difference to the reference holds 0 or lies above it. The
+    reference always qualifies.
+    """
+    ref = evaluations[reference]
+    candidates = [
+        name
+        for name, sampler in samplers.items()
+        if name == reference
+        or (
+            isinstance(sampler, (Autoregressive, Adaptive))
+            and paired_difference(evaluations[name].scores, ref.scores[: evaluations[name].n]).high >= 0
+        )
+    ]
+    return max(candidates, key=lambda name: timings[name].quartiles()[1])
+
+
+def _spread(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _prompt_counts(
+    samplers: Mapping[str, Sampler],
+    reference: str,
+    accuracy_prompts: int | Mapping[str, int],
+    speed_prompts: int,
+    available: int,
+) -> dict[str, int]:
+    if reference not in samplers:
+        raise ValueError(f"reference={reference!r} is not among the samplers; take one of {', '.join(samplers)}")
+    if isinstance(accuracy_prompts, int):
+        counts = dict.fromkeys(samplers, accuracy_prompts)
+    else:
+        missing = sorted(set(samplers) - set(accuracy_prompts))
+        if missing:
+            raise ValueError(f"accuracy_prompts has no number for {', '.join(missing)}; give one for every sampler")
+        counts = {name: accuracy_prompts[name] for name in samplers}
+    problems = [
+        f"{key}={count} must lie between 1 and the {available} items given; lower it or give more items"
+        for key, count in [
+            *((f"accuracy_prompts[{n}]", c) for n, c in counts.items()),
+            ("speed_prompts", speed_prompts),
+        ]
+        if not 1 <= count <= available
+    ]
+    problems += [
+        f"accuracy_prompts[{name}]={count} exceeds the {counts[reference]} of the reference; raise that of {reference}"
+        for name, count in counts.items()
+        if count > counts[reference]
+    ]
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))
+    return counts
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<36}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )

@@ -1,0 +1,138 @@
+"""Speed at batch 1, the samplers in turn, and the machine it was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import transformers
+
+from recdepth.models import RecurrentDepthForCausalLM
+from recdepth.sampling import Sampler, SampleStats
+
+from .evaluate import Prompt, evaluating
+from .intervals import Interval, median_interval
+
+
+@dataclass
+class Timings:
+    """Batch-1 timings of one sampler, prompt by prompt.
+
+    Attributes:
+        seconds: wall-clock time of the whole call, prefill included.
+        new_tokens: tokens it returned (at least 1: a stop token counts).
+        stats: of all calls together.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+    stats: SampleStats = field(default_factory=SampleStats)
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Tokens per second, per prompt."""
+        return np.asarray(self.new_tokens) / np.asarray(self.seconds)
+
+    def quartiles(self) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of the tokens per second."""
+        low, median, high = np.quantile(self.rates, (0.25, 0.5, 0.75))
+        return float(low), float(median), float(high)
+
+    def speedup_over(self, other: Timings) -> Interval:
+        """Median over prompts of the ratio of tokens per second, with its 95 % bootstrap interval.
+
+        Ratios are taken prompt by prompt, between calls made one after the other, so that neither a slow prompt nor a
+        slow minute of the machine counts for one sampler alone.
+        """
+        return median_interval(list(self.rates / other.rates))
+
+
+def time_in_turn(
+    samplers: Mapping[str, Sampler],
+    model: RecurrentDepthForCausalLM,
+    items: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int],
+    seed: int = 0,
+    on_prompt: Callable[[int], None] | None = None,
+) -> dict[str, Timings]:
+    """Time every sampler on every prompt, one prompt at a time, greedily.
+
+    Prompt by prompt each sampler has its turn, starting with another one each time. Every sampler runs once before,
+    unmeasured, to warm up.
+
+    Args:
+        samplers: by name.
+        model: put into eval mode meanwhile.
+        items: prompts, at least one.
+        max_new_tokens, stop_tokens, seed: as in :func:`recdepth.evaluation.evaluate`.
+        on_prompt: called with the number of prompts done.
+    """
+    if not items:
+        raise ValueError("items is empty; time at least one prompt")
+    names = list(samplers)
+    timings = {name: Timings() for name in names}
+    with evaluating(model):
+        for i in range(-1, len(items)):  # -1 warms up
+            turn = max(i, 0) % len(names)
+            for name in names[turn:] + names[:turn]:
+                _wait(model.device)
+                started = time.perf_counter()
+                result = samplers[name](
+                    model,
+                    [items[max(i, 0)].prompt_ids],
+                    max_new_tokens=max_new_tokens,
+                    stop_tokens=stop_tokens,
+                    seed=seed,
+                    rows=[max(i, 0)],
+                )
+                _wait(model.device)
+                elapsed = time.perf_counter() - started
+                if i >= 0:
+                    timing = timings[name]
+                    timing.seconds.append(elapsed)
+                    timing.new_tokens.append(result.stats.new_tokens)
+                    timing.stats = timing.stats.add(result.stats)
+            if on_prompt is not None and i >= 0:
+                on_prompt(i + 1)
+    return timings
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine_stamp(model: RecurrentDepthForCausalLM) -> dict[str, str | int]:
+    """The machine, dtype and versions that a speed belongs to."""
+    device = model.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "torch_threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's marketing name where the system tells, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
