@@ -1,0 +1,137 @@
+"""What both entry points share: starting the Hydra application, and turning users' mistakes into one message."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .settings import ConfigError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_keys: Iterable[str] = ()) -> int:
+    """Run a ``hydra.main`` function.
+
+    Args:
+        main: the decorated function.
+        config_dir: the folder of configurations.
+        config_name: the primary one.
+        text_keys: keys whose values are free text, so that they need no quotes of Hydra's.
+
+    Returns:
+        the exit code: 0, 2 for a mistake in the configuration (explained on stderr), 130 after Ctrl-C.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
+    arguments = sys.argv[1:]
+    if not {"-m", "--multirun"} & set(arguments):
+        sys.argv[1:] = [_quoted(a, text_keys) for a in arguments]
+    try:
+        main()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        problems = list(composition_problems(config_dir, config_name, sys.argv[1:]))
+        print(ConfigError(problems or [_first_lines(error)]), file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Inside the Hydra function: leave with exit code 2 and the message alone, if the configuration is wrong."""
+    try:
+        yield
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None  # Hydra lets it pass, and adds nothing
+
+
+def composition_problems(config_dir: Path, config_name: str, arguments: list[str]) -> Iterator[str]:
+    """Explain every command-line override that does not fit the configuration."""
+    overrides = [a for a in arguments if "=" in a or a.startswith("~")]
+    overrides.sort(key=lambda o: not (config_dir / o.split("=")[0].lstrip("+~").split("@")[0]).is_dir())
+    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    good: list[str] = []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        config = compose(config_name)
+        for override in overrides:
+            fitting = None
+            for choice in _choices(override) if sweeping else [override]:
+                try:
+                    config = compose(config_name, overrides=[*good, choice])
+                    fitting = choice
+                except (CompactHydraException, OmegaConfBaseException) as error:
+                    yield _explain(choice, error, config)
+            if fitting is not None:
+                good.append(fitting)
+
+
+def _choices(override: str) -> list[str]:
+    """The single values of a sweep; the override itself if it is none."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return [override]
+    if not parsed.is_sweep_override():
+        return [override]
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+
+
+def _explain(override: str, error: Exception, config: DictConfig) -> str:
+    key = override.split("=")[0]
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        wanted = override.split("=", 1)[1]
+        close = difflib.get_close_matches(wanted, error.options, n=2, cutoff=0.5)
+        return f"{override}: {_did_you_mean(close)}there are {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{override}: not in Hydra's grammar ({_first_lines(error)}); put quotes around it: '{key}=\"…\"'"
+    text = _first_lines(error)
+    if text.startswith("Could not override"):
+        known = list(_keys(OmegaConf.to_container(config)))
+        same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        close = same_name[:3] or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        return f"{override}: there is no such key; {_did_you_mean(close)}write +{override} to add a new one"
+    if text.startswith("Ambiguous value"):
+        return f"{override}: a comma means a sweep; add -m for one, or put quotes around the text: '{key}=\"…\"'"
+    return f"{override}: {text}"
+
+
+def _did_you_mean(close: list[str]) -> str:
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            key = f"{prefix}{name}"
+            yield key
+            yield from _keys(child, f"{key}.")
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
+    return "; ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _quoted(argument: str, keys: Iterable[str]) -> str:
+    """Put Hydra's quotes around free text, unless the user has put quotes or brackets there."""
+    key, equals, value = argument.partition("=")
+    if not equals or key not in keys or value in ("", "null") or value[0] in "'\"[":
+        return argument
+    body = value.replace("\\'", "\\\\'").replace("'", "\\'")
+    body += "\\" if body.endswith("\\") else ""
+    return f"{key}='{body}'"

@@ -1,0 +1,202 @@
+"""What the entry points do: ``train(cfg)`` and ``sample(cfg)``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from . import checks, lifecycle
+from .console import append_jsonl, show, show_sample, show_stats
+from .data import DataModule
+from .models import RecurrentDepthForCausalLM, can_compile
+from .reporting import plot_wavefront
+from .sampling import SampleStats, Trace
+from .settings import ConfigError, keyed
+from .sources import Source, load, run_folder, source_of_model, source_of_run
+from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
+from .training.loggers import log_model
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train a model as configured; everything about the run ends up in its folder.
+
+    Returns:
+        the metric named by ``optimized_metric``, or None when that is null.
+
+    Raises:
+        ConfigError: before any work, naming every setting that is wrong.
+        KeyboardInterrupt: after Ctrl-C, when the run folder is in order.
+    """
+    lifecycle.quiet()
+    checks.check_train(cfg)
+    if cfg.allocator:
+        lifecycle.keep_large_buffers()
+    lifecycle.seed_everything(cfg.seed)
+    data = checks.build(cfg, "data")
+    checks.check_data(cfg, data)
+    folder = Path(cfg.paths.run_dir)
+    facts = lifecycle.provenance()
+    lifecycle.prepare_run_folder(cfg, folder, facts)
+    with lifecycle.closing():
+        module = _module(cfg, data)
+        trainer = _trainer(cfg, data, folder)
+        _describe(cfg, facts, module, trainer)
+        _fit(cfg, trainer, module, data, folder)
+        if cfg.compare:
+            rows = checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
+            log.info("%s samplers compared: %s", len(rows), folder / "comparison.json")
+        log_model(trainer.loggers, folder / "model")
+        log.info("Run folder: %s", folder)
+        metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
+        return checks.optimized_metric(cfg, metrics.latest)
+
+
+def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
+    ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    model = RecurrentDepthForCausalLM(config)
+    if cfg.compile:
+        able, why = can_compile("cpu" if checks.on_cpu(cfg) else "cuda")
+        if able:
+            model.compile_seams()
+        else:
+            log.info("compile=true: %s", why)
+    objective, schedule = checks.build(cfg, "objective"), checks.build(cfg, "scheduler")
+    return TrainingModule(model, objective, checks.build(cfg, "optimizer"), schedule, seed=cfg.seed)
+
+
+def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Trainer:
+    callbacks: list[lightning.Callback] = [Throughput(), StopOnCtrlC()]
+    callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
+    callbacks.append(Export(folder / "model", data.tokenizer))
+    loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
+    loggers.append(MetricsFile(folder / "metrics.jsonl"))
+    progress = "progress" in (cfg.get("callbacks") or {})
+    return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
+
+
+def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
+    """Log the resolved configuration and the run's facts; say what is going to be trained."""
+    sizes = {"parameters": sum(p.numel() for p in module.model.parameters())}
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({**settings, "run": {**facts, **sizes}})
+    log.info(
+        "%.2f M parameters, %s, %s, seed %s",
+        sizes["parameters"] / 1e6,
+        trainer.strategy.root_device,
+        cfg.trainer.precision,
+        cfg.seed,
+    )
+
+
+def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, data: DataModule, folder: Path) -> None:
+    """Train, validate the final model and export it. On Ctrl-C: say what is there and how to go on."""
+    checkpoint = checks.checkpoint_path(cfg.resume) if cfg.resume else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stopped:  # how Lightning leaves after Ctrl-C
+        if not trainer.interrupted:
+            raise
+        log.info("Stopped at step %d; the model as it is: %s", trainer.global_step, folder / "model")
+        if (folder / "checkpoints").is_dir():
+            log.info("To go on: the same command with resume=%s", folder)
+        raise KeyboardInterrupt from stopped
+    if cfg.trainer.limit_val_batches:
+        trainer.validate(module, datamodule=data, verbose=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- sampling
+
+
+def sample(cfg: DictConfig) -> list[str]:
+    """Sample as configured: print texts and statistics, and append them to ``samples.jsonl``.
+
+    Returns:
+        the texts.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    lifecycle.quiet()
+    checks.check_sample(cfg)
+    source = _source(cfg)
+    if cfg.allocator and source.model.device.type == "cpu":
+        lifecycle.keep_large_buffers()
+    folder = Path(cfg.paths.run_dir)
+    lifecycle.prepare_run_folder(cfg, folder, lifecycle.provenance())
+    sampler = checks.build(cfg, "sampler")
+    longest = max(len(prompt.ids) for prompt in source.prompts)
+    room = source.model.config.max_position_embeddings - longest
+    new_tokens = cfg.max_new_tokens or max(1, min(source.max_new_tokens, room))
+    show(f"{source.path} · {sampler.name} · {source.model.device}")
+    texts, total, trace = [], SampleStats(), Trace() if cfg.trace else None
+    for begin in range(0, len(source.prompts), cfg.batch_size):
+        prompts = source.prompts[begin : begin + cfg.batch_size]
+        try:
+            result = sampler(
+                source.model,
+                [prompt.ids for prompt in prompts],
+                max_new_tokens=new_tokens,
+                stop_tokens=source.stop_tokens,
+                **{name: cfg[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")},
+                batch_size=len(prompts),
+                rows=range(begin, begin + len(prompts)),
+                trace=trace if begin == 0 else None,
+            )
+        except ValueError as error:
+            raise ConfigError(keyed("sampler", str(error))) from error
+        for prompt, tokens in zip(prompts, result.tokens, strict=True):
+            texts.append(source.decode(tokens))
+            score = prompt.score(tokens) if prompt.score is not None else None
+            show_sample(prompt, texts[-1], score)
+            record = {
+                "sampler": sampler.name,
+                **asdict(sampler),
+                "seed": cfg.seed,
+                "temperature": cfg.temperature,
+            }
+            record |= {"prompt": prompt.text, "text": texts[-1], "answer": prompt.answer, "score": score}
+            append_jsonl([folder, source.run_folder], record)
+        total = total.add(result.stats)
+    show_stats(total)
+    if trace is not None:
+        picture = plot_wavefront(trace, folder / "wavefront.png", source.decode)
+        show(f"Wavefront: {picture or folder / 'wavefront.png'}")
+    return texts
+
+
+def _source(cfg: DictConfig) -> Source:
+    """The model and the prompts that ``cfg`` asks for."""
+    texts = None
+    if cfg.prompt is not None:
+        texts = [cfg.prompt] if isinstance(cfg.prompt, str) else list(cfg.prompt)
+    if cfg.model_path is not None:
+        model = load(cfg.model_path, "model_path", cfg.device, cfg.dtype)
+        return source_of_model(cfg.model_path, model, texts)
+    folder = run_folder(cfg.run_dir, Path(cfg.paths.outputs))
+    model = load(folder / "model", "run_dir", cfg.device, cfg.dtype)
+    return source_of_run(folder, model, _data_of(folder), texts, cfg.num_prompts)
+
+
+def _data_of(folder: Path) -> DataModule:
+    """The data that a run was trained on, from its own configuration."""
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError([f"run_dir={folder} has no .hydra/config.yaml; give model_path={folder / 'model'}"])
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    try:
+        return checks.build(config, "data")
+    except (ValueError, OSError) as error:
+        remedy = f"give model_path={folder / 'model'} and prompt='…'"
+        raise ConfigError([f"run_dir={folder}: its data cannot be built ({error}); {remedy}"]) from error

@@ -1,0 +1,11 @@
+"""Lightning callbacks."""
+
+from .curriculum import Curriculum
+from .depth_loss import DepthLoss
+from .export import Export
+from .interrupt import StopOnCtrlC
+from .progress import Progress
+from .sampler_evaluation import SamplerEvaluation
+from .throughput import Throughput
+
+__all__ = ["Curriculum", "DepthLoss", "Export", "Progress", "SamplerEvaluation", "StopOnCtrlC", "Throughput"]

@@ -1,0 +1,47 @@
+"""Writing the model where people can use it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..module import TrainingModule
+
+
+@rank_zero_only
+def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer to ``folder``; a reader sees the old state or the new one, never half of it."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Export(Callback):
+    """Exports the model when training ends, also when it ends by Ctrl-C or an error.
+
+    Args:
+        folder: where to, ``<run folder>/model``.
+        tokenizer: saved beside the model.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
+        self.folder = folder
+        self.tokenizer = tokenizer
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        export_model(pl_module.model, self.tokenizer, self.folder)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.global_step > 0:
+            self.on_train_end(trainer, pl_module)

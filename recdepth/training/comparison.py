@@ -1,0 +1,89 @@
+"""Comparing the samplers on the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from recdepth.data import DataModule
+from recdepth.evaluation import compare, comparison_samplers
+from recdepth.evaluation.compare import Row
+from recdepth.models import RecurrentDepthForCausalLM
+from recdepth.reporting import plot_wavefront, write_comparison
+from recdepth.sampling import Trace
+
+from .loggers import log_image, log_table
+from .seams import eager_seams
+
+
+class Comparison:
+    """Runs the standard samplers on test prompts; writes ``comparison.json``, ``comparison.png`` and a wavefront.
+
+    Args:
+        num_steps: recurrences of the reference, the autoregressive sampler.
+        accuracy_prompts: prompts for accuracy, per sampler.
+        speed_prompts: prompts for speed, at batch 1.
+        batch_size: of the accuracy part.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(self, num_steps: int = 32, accuracy_prompts: int = 300, speed_prompts: int = 24, batch_size: int = 64):
+        settings = {
+            "num_steps": num_steps,
+            "accuracy_prompts": accuracy_prompts,
+            "speed_prompts": speed_prompts,
+            "batch_size": batch_size,
+        }
+        if wrong := [f"{name}={value} must be at least 1" for name, value in settings.items() if value < 1]:
+            raise ValueError("; ".join(wrong))
+        self.num_steps = num_steps
+        self.accuracy_prompts = accuracy_prompts
+        self.speed_prompts = speed_prompts
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        model: RecurrentDepthForCausalLM,
+        data: DataModule,
+        folder: Path,
+        loggers: Iterable[Logger],
+        seed: int,
+    ) -> list[Row]:
+        """Compare; everything ends up in ``folder`` and with the loggers. Returns a row per sampler."""
+        loggers = list(loggers)
+        samplers = comparison_samplers(self.num_steps)
+        reference = next(iter(samplers))
+        items = data.evaluation_items(max(self.accuracy_prompts, self.speed_prompts), split="test")
+        with eager_seams(model):
+            rows = compare(
+                model,
+                samplers,
+                items,
+                data.score,
+                max_new_tokens=data.max_new_tokens,
+                stop_tokens=data.stop_tokens,
+                reference=reference,
+                accuracy_prompts=self.accuracy_prompts,
+                speed_prompts=self.speed_prompts,
+                batch_size=self.batch_size,
+                seed=seed,
+            )
+            trace = Trace()
+            samplers["df-loose"](
+                model,
+                [items[0].prompt_ids],
+                max_new_tokens=data.max_new_tokens,
+                stop_tokens=data.stop_tokens,
+                seed=seed,
+                trace=trace,
+            )
+        write_comparison(rows, folder)
+        plot_wavefront(trace, folder / "wavefront.png", data.decode)
+        log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
+        log_image(loggers, "comparison_plot", folder / "comparison.png")
+        log_image(loggers, "wavefront", folder / "wavefront.png")
+        return rows

@@ -1,0 +1,97 @@
+"""Optimizers: parameter groups by role, and Muon with AdamW behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
+
+ParameterGroup = dict[str, Any]
+
+
+def parameter_groups(model: PreTrainedModel) -> list[ParameterGroup]:
+    """The trainable parameters by role, as torch optimizers take them.
+
+    Roles: ``matrix`` (2-D weights of hidden layers), ``embedding`` (token embeddings and the head) and ``vector``
+    (norms, biases: never decayed). Shared weights are listed once, empty roles not at all.
+    """
+    ends = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m for p in m.parameters()}
+
+    def role(parameter: nn.Parameter) -> str:
+        if parameter.ndim != 2:
+            return "vector"
+        return "embedding" if id(parameter) in ends else "matrix"
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups: list[ParameterGroup] = []
+    for name in ("matrix", "embedding", "vector"):
+        if members := [p for p in trainable if role(p) == name]:
+            groups.append({"params": members, "role": name})
+            if name == "vector":
+                groups[-1]["weight_decay"] = 0.0
+    return groups
+
+
+class MuonAdamW(Optimizer):
+    """``torch.optim.Muon`` for the groups whose role is ``matrix``, ``torch.optim.AdamW`` for all others.
+
+    Both sets of groups are in ``param_groups``, so one learning-rate scheduler, one gradient clipping and one
+    checkpoint cover both. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+
+    Args:
+        params: groups from :func:`parameter_groups`.
+        lr: Muon's learning rate.
+        adamw_lr: AdamW's.
+        momentum: Muon's.
+        betas: AdamW's.
+        weight_decay: decoupled, for both, except where a group brings its own.
+        adjust_lr: how Muon's rate follows a matrix's shape.
+
+    Raises:
+        ValueError: for values out of range, or when there is no ``matrix`` group or nothing else.
+    """
+
+    def __init__(
+        self,
+        params: list[ParameterGroup],
+        lr: float,
+        adamw_lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        adjust_lr: Literal["original", "match_rms_adamw"] = "original",
+    ):
+        matrices = [dict(g) for g in params if g.get("role") == "matrix"]
+        rest = [dict(g) for g in params if g.get("role") != "matrix"]
+        if not matrices or not rest:
+            raise ValueError("MuonAdamW needs groups of both kinds: role 'matrix' and others (see parameter_groups)")
+        self._muon = Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust_lr)
+        self._adamw = AdamW(rest, lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)
+        super().__init__(self._muon.param_groups + self._adamw.param_groups, defaults={"lr": lr})
+        self._share()
+
+    def _share(self) -> None:
+        """Let both optimizers work on this one's groups and state."""
+        count = len(self._muon.param_groups)
+        self._muon.param_groups = self.param_groups[:count]
+        self._adamw.param_groups = self.param_groups[count:]
+        self._muon.state = self._adamw.state = self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # load_state_dict ends here, with new groups and state
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step of both optimizers; ``closure`` recomputes and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._muon.step()
+        self._adamw.step()
+        return loss

@@ -1,0 +1,26 @@
+"""Sample from a trained model: the newest run, or the one named by run_dir= or model_path=.
+
+python sample.py
+python sample.py prompt="Zoe has 4 8 apples ." sampler=diffusion_forcing sampler.inner_steps=1
+python sample.py run_dir=outputs/train/runs/2026-01-01/12-00-00-000000 sampler=adaptive trace=true
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from recdepth import run
+from recdepth.entry import launch, user_errors
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    """Sample as configured."""
+    with user_errors():
+        run.sample(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(launch(main, Path(__file__).parent / "conf", "sample", text_keys=["prompt"]))
