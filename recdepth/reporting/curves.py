@@ -54,7 +54,7 @@ def plot_training_curves(metrics: Path | str, path: Path | str) -> Path:
     """
     records = read_metrics(metrics)
     names = sorted({name for record in records for name in record})
-    losses = [n for n in ("train/loss", "val/loss") if n in names]
+    losses: list[str] = [n for n in ("train/loss", "val/loss") if n in names]
     accuracies = [n for n in names if n.startswith("val/accuracy")]
     if not losses:
         raise ValueError(f"{metrics} holds neither train/loss nor val/loss: no curve to draw")
