@@ -1,0 +1,77 @@
+"""`evaluate` and `agreement` on a tiny random model."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from recdepth.evaluation import agreement, evaluate
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from recdepth.sampling import Autoregressive, DiffusionForcing
+
+
+@dataclass
+class Prompt:
+    prompt_ids: list[int]
+
+
+@pytest.fixture(scope="module")
+def model() -> RecurrentDepthForCausalLM:
+    torch.manual_seed(0)
+    config = RecurrentDepthConfig(vocab_size=30, hidden_size=32, num_attention_heads=2, max_position_embeddings=64)
+    return RecurrentDepthForCausalLM(config).double()
+
+
+ITEMS = [Prompt([1 + i, 2, 3, 4 + i][: 2 + i % 3]) for i in range(7)]
+CALL = {"max_new_tokens": 6, "stop_tokens": [5]}
+
+
+def odd_length(item: Prompt, tokens: list[int]) -> float:
+    return float((sum(tokens) + item.prompt_ids[0]) % 2)
+
+
+@pytest.mark.parametrize("sampler", [Autoregressive(num_steps=3), DiffusionForcing(num_steps=4, inner_steps=2)])
+def test_batch_size_changes_nothing_but_the_passes(model, sampler) -> None:
+    whole = evaluate(sampler, model, ITEMS, odd_length, **CALL)
+    seen: list[int] = []
+    parts = evaluate(sampler, model, ITEMS, odd_length, batch_size=3, on_batch=seen.append, **CALL)
+    assert whole.tokens == parts.tokens
+    assert seen == [3, 6, 7]
+    assert parts.stats.new_tokens == sum(map(len, parts.tokens)) == whole.stats.new_tokens
+    assert parts.stats.core_passes > whole.stats.core_passes
+
+
+def test_scores_and_their_interval(model) -> None:
+    found = evaluate(Autoregressive(num_steps=2), model, ITEMS, odd_length, **CALL)
+    assert found.scores == [odd_length(item, new) for item, new in zip(ITEMS, found.tokens, strict=True)]
+    assert found.n == 7
+    assert found.accuracy == pytest.approx(sum(found.scores) / 7)
+    assert 0 <= found.low < found.accuracy < found.high <= 1
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_put_back(model, training: bool) -> None:
+    model.train(training)
+
+    def score(item: Prompt, tokens: list[int]) -> float:
+        return 0.0
+
+    evaluate(Autoregressive(num_steps=1), model, ITEMS[:1], score, **CALL)
+    assert model.training is training
+
+
+def test_wrong_calls_say_what_to_do(model) -> None:
+    with pytest.raises(ValueError, match="items is empty"):
+        evaluate(Autoregressive(num_steps=1), model, [], odd_length, **CALL)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        evaluate(Autoregressive(num_steps=1), model, ITEMS, odd_length, batch_size=0, **CALL)
+
+
+def test_agreement_counts_equal_places_of_the_longer_text() -> None:
+    assert agreement([[1, 2, 3]], [[1, 2, 3]]) == 1.0
+    assert agreement([[1, 2, 3, 4]], [[1, 9, 3]]) == pytest.approx(2 / 4)
+    assert agreement([[1, 2], []], [[1, 2], []]) == 1.0
+    assert agreement([[1, 2], [7]], [[1, 2], []]) == 0.5
+    with pytest.raises(ValueError, match="same prompts"):
+        agreement([[1]], [])
