@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -43,14 +44,14 @@ class RecurrentDepthConfig(PreTrainedConfig):
     norm_eps: float = 1e-6
     qk_bias: bool = True
     tie_word_embeddings: bool = True
-    embedding_scale: float | None = None
+    embedding_scale: Any = None  # a float once made
     mean_recurrence: int = 8
     backprop_depth: int = 4
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if problems := self.problems():
             raise ValueError("impossible model settings:\n" + "\n".join(f"  - {p}" for p in problems))

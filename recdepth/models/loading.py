@@ -40,7 +40,8 @@ def load_model(
         model = RecurrentDepthForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     else:
         model = _convert(folder, raw, _family(folder, raw), dtype)
-    return model.to(device or "cpu").eval()
+    model.to(device or "cpu")  # type: ignore[arg-type]
+    return model.eval()
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
@@ -94,13 +95,15 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _convert(folder: Path, raw: dict[str, Any], family: ModuleType, dtype: torch.dtype | None):
+def _convert(
+    folder: Path, raw: dict[str, Any], family: ModuleType, dtype: torch.dtype | None
+) -> RecurrentDepthForCausalLM:
     config = family.convert_config(raw)
     tensors: dict[str, Tensor] = {}
     for path in _files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if (ours := family.rename(name)) is not None:
                         tensors[ours] = file.get_tensor(name)
         except SafetensorError as error:

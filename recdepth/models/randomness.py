@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
@@ -20,14 +20,14 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 STATE, STEP_NOISE, TOKEN = 1, 2, 3
 
 
-def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def _mix(x: Tensor) -> Tensor:
     # the masks make the arithmetic right shift of int64 a logical one
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def uniform(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
+def uniform(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
     """Draw ``count`` numbers in the open interval (0, 1) for every element of the (broadcast) keys.
 
     Args:
@@ -37,7 +37,7 @@ def uniform(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Fl
         count: draws per element.
 
     Returns:
-        float32, shape of the keys with ``count`` behind; 24 bits of resolution.
+        float64, shape of the keys with ``count`` behind; 53 bits of resolution.
     """
     device = keys[0].device
     start = (seed + stream * 0x1000193) & 0xFFFFFFFFFFFFFFFF
@@ -46,15 +46,19 @@ def uniform(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Fl
         state = _mix(state * 3 + _GOLDEN + key)
     channel = torch.arange(1, count + 1, device=device) * _GOLDEN
     bits = _mix(state[..., None] + channel)
-    return (((bits >> 40) & 0xFFFFFF).float() + 0.5) * (1.0 / (1 << 24))
+    return (((bits >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * (1.0 / (1 << 53))
 
 
-def truncated_normal(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
+# Computed in float64 and rounded to float32: a last bit of erfinv or log that depends on the shape of the call (as it
+# does with vector instructions) is rounded away, so that the draws depend on their key alone.
+
+
+def truncated_normal(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
     """Standard normal draws cut at ±3, by inversion; arguments as in :func:`uniform`."""
     edge = math.erf(3 / math.sqrt(2))
-    return math.sqrt(2) * torch.erfinv((2 * uniform(seed, stream, *keys, count=count) - 1) * edge)
+    return (math.sqrt(2) * torch.erfinv((2 * uniform(seed, stream, *keys, count=count) - 1) * edge)).float()
 
 
-def gumbel(seed: int, stream: int, *keys: Int[Tensor, "..."], count: int) -> Float[Tensor, "... count"]:
-    """Standard Gumbel draws, so that ``argmax(logits + gumbel)`` samples the softmax; arguments as in :func:`uniform`."""
-    return -(-uniform(seed, stream, *keys, count=count).log()).log()
+def gumbel(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
+    """Standard Gumbel draws, so that ``argmax(logits + gumbel)`` samples the softmax (see :func:`uniform`)."""
+    return (-(-uniform(seed, stream, *keys, count=count).log()).log()).float()

@@ -48,7 +48,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     config: RecurrentDepthConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _tied_weights_keys = {"head.weight": "embedding.weight"}
+    _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
 
     def __init__(self, config: RecurrentDepthConfig):
@@ -164,7 +164,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         Args:
             positions: logical positions, -1 for padding.
             cache: the cache the pass will use, or None.
-            start: first position if the caller knows that every row holds ``start … start+T-1`` (spares a mask or more).
+            start: first position, if the caller knows that every row holds ``start … start+T-1``.
             length: keys to attend to, at least the highest position + 1 (None reads it off the positions, which
                 waits for the device).
             padded: False promises that no position is -1, in increasing order from 0 (no cache only).
@@ -269,6 +269,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:

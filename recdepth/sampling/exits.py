@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +13,10 @@ from torch import Tensor
 class Exit(Protocol):
     """A lane is done when its score falls below ``threshold``."""
 
-    threshold: float
+    @property
+    def threshold(self) -> float:
+        """Below which a lane is done."""
+        ...
 
     def score(
         self, state: Float[Tensor, "batch lanes dim"], before: Float[Tensor, "batch lanes dim"]
@@ -30,5 +34,6 @@ class LatentDiff:
     def score(
         self, state: Float[Tensor, "batch lanes dim"], before: Float[Tensor, "batch lanes dim"]
     ) -> Float[Tensor, "batch lanes"]:
-        state, before = state.float(), before.float()
+        if state.dtype in (torch.bfloat16, torch.float16):
+            state, before = state.float(), before.float()
         return (state - before).norm(dim=-1) / state.norm(dim=-1)

@@ -120,7 +120,7 @@ class Front:
             steps=np.where(self.width > 0, steps, 0),
         )
 
-    def advance(self, lanes: Lanes, proposals: LaneInts | None, converged: LaneBools) -> Outcome:
+    def advance(self, lanes: Lanes, proposals: LaneInts | None, converged: LaneBools | np.bool) -> Outcome:
         """Apply what a step read out: drafts, flips, commits, stops, and new lanes.
 
         Args:
@@ -179,7 +179,7 @@ class Front:
         before = np.logical_or.accumulate(stops, axis=1) & ~stops  # lanes behind the first stop, or later stops
         first = stops & (stops.cumsum(1) == 1)
         committed = committed & (~before & (~stops | first))
-        self._finish(stops.any(1))
+        self._finish(np.asarray(stops.any(1)))
         return committed
 
     def _finish(self, which: Bool[np.ndarray, " batch"]) -> None:

@@ -68,7 +68,7 @@ class Policy:
     def __post_init__(self) -> None:
         rules = {
             "num_steps": (self.num_steps >= 1, "at least 1"),
-            "inner_steps": (1 <= self.inner_steps, "at least 1"),
+            "inner_steps": (self.inner_steps >= 1, "at least 1"),
             "kv": (self.kv in ("shared", "per_depth"), "'shared' or 'per_depth'"),
             "on_flip": (self.on_flip in ("keep", "renoise", "reset"), "'keep', 'renoise' or 'reset'"),
             "renoise": (0 <= self.renoise <= 1, "between 0 and 1"),

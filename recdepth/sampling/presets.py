@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from recdepth.models import KVPolicy, RecurrentDepthForCausalLM
 
 from .exits import LatentDiff
@@ -69,18 +67,18 @@ class Sampler:
             ValueError: naming the prompt or setting that is wrong.
         """
         choose = TokenChooser(temperature, top_k, top_p, min_p, seed)
-        prompts = [list(map(int, p)) for p in prompts]
-        streams = list(range(len(prompts))) if rows is None else list(rows)
+        texts = [list(map(int, p)) for p in prompts]
+        streams = list(range(len(texts))) if rows is None else list(rows)
         policy = self.policy()
-        _check_call(model, policy, prompts, streams, max_new_tokens, batch_size)
-        result = SampleResult([[] for _ in prompts], SampleStats())
+        _check_call(model, policy, texts, streams, max_new_tokens, batch_size)
+        result = SampleResult([[] for _ in texts], SampleStats())
         if max_new_tokens == 0:
             return result
         size = batch_size or 64
-        for begin in range(0, len(prompts), size):
+        for begin in range(0, len(texts), size):
             chunk = slice(begin, begin + size)
             wavefront = Wavefront(
-                model, policy, choose, prompts[chunk], streams[chunk], max_new_tokens, set(stop_tokens), trace
+                model, policy, choose, texts[chunk], streams[chunk], max_new_tokens, set(stop_tokens), trace
             )
             result.tokens[chunk] = wavefront.run()
             result.stats = result.stats.add(wavefront.stats)

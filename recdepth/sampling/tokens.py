@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.generation.logits_process import (
@@ -75,9 +74,9 @@ class TokenChooser:
         """
         if self.temperature == 0:
             return logits.argmax(-1)
-        flat = self._warpers()(None, logits.flatten(0, 1)).view_as(logits)
+        kept = self._warpers()(None, logits.flatten(0, 1))  # type: ignore[arg-type]  # these warpers look at scores only
         noise = gumbel(self.seed, TOKEN, rows[:, None], positions, count=logits.shape[-1])
-        return (flat + noise).argmax(-1)
+        return (kept.view_as(logits) + noise).argmax(-1)
 
     def _warpers(self) -> LogitsProcessorList:
         warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])

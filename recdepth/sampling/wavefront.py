@@ -201,9 +201,9 @@ class Wavefront:
         both = torch.stack([proposals.double(), score.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1]
 
-    def _converged(self, residual: Float[np.ndarray, "batch lanes"] | None) -> LaneBools | np.bool_:
+    def _converged(self, residual: Float[np.ndarray, "batch lanes"] | None) -> LaneBools | np.bool:
         if residual is None or self.policy.exit is None:
-            return np.bool_(False)
+            return np.False_
         return residual < self.policy.exit.threshold
 
     def _treat_flips(self, lanes: Lanes, outcome: Outcome, place: _Place) -> None:
@@ -258,7 +258,7 @@ class Wavefront:
     def _release_finished(self) -> None:
         """Collect finished rows; drop them from the batch when that halves it."""
         finished = self.front.finished
-        for row in np.nonzero(finished)[0]:
+        for row in np.nonzero(finished)[0].tolist():
             self.tokens[self.index[row]] = self.front.new_tokens(row)
         going = np.nonzero(~finished)[0]
         if self.tracer is None and 0 < len(going) <= len(finished) // 2:

@@ -1,0 +1,91 @@
+"""Bad folders and bad settings: one clear error each."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import recdepth
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "huginn"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((GOLDEN / name).read_bytes())
+    return tmp_path
+
+
+def _edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is not a folder"):
+        recdepth.load_model(tmp_path / "nowhere")
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        recdepth.load_model(folder)
+
+
+def test_a_config_that_is_no_json(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        recdepth.load_model(folder)
+
+
+def test_an_unknown_family(folder):
+    _edit(folder, model_type="mystery")
+    with pytest.raises(ValueError, match=r"model_type='mystery'.*known"):
+        recdepth.load_model(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks weights: model\.safetensors"):
+        recdepth.load_model(folder)
+
+
+def test_truncated_weights(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cannot be read"):
+        recdepth.load_model(folder)
+
+
+def test_wrong_shapes_are_all_named(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.adapter.weight"] = torch.zeros(3, 3)
+    del weights["transformer.ln_f.weight"]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"(?s)injection.weight has shape \(3, 3\).*norm.weight is missing"):
+        recdepth.load_model(folder)
+
+
+def test_a_retrofitted_llama_is_not_mistaken_for_a_huginn(folder):
+    _edit(folder, num_key_value_heads=1)
+    with pytest.raises(ValueError, match="num_key_value_heads=1"):
+        recdepth.load_model(folder)
+
+
+def test_no_tokenizer(folder):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is missing"):
+        recdepth.load_tokenizer(folder)
+
+
+def test_impossible_configurations_name_everything_at_once():
+    with pytest.raises(ValueError, match=r"(?s)core_layers=0.*prelude_layers=-1"):
+        recdepth.RecurrentDepthConfig(core_layers=0, prelude_layers=-1)
+    with pytest.raises(
+        ValueError, match=r"hidden_size=30 is not divisible by num_attention_heads=4; take hidden_size=32"
+    ):
+        recdepth.RecurrentDepthConfig(hidden_size=30, num_attention_heads=4)
+    with pytest.raises(ValueError, match="even head size"):
+        recdepth.RecurrentDepthConfig(hidden_size=12, num_attention_heads=4)

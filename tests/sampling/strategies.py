@@ -1,0 +1,87 @@
+"""Random models, prompts and settings for property tests."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from hypothesis import strategies as st
+
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+
+@lru_cache(maxsize=64)
+def tiny_model(seed: int, vocab: int, layers: tuple[int, int, int], gain: float) -> RecurrentDepthForCausalLM:
+    """A random float64 model; a large gain on the weights makes one that does not contract."""
+    torch.manual_seed(seed)
+    config = RecurrentDepthConfig(
+        vocab_size=vocab,
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=12,
+        prelude_layers=layers[0],
+        core_layers=layers[1],
+        coda_layers=layers[2],
+        max_position_embeddings=40,
+    )
+    model = RecurrentDepthForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for block in model.core:
+            for weight in (block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc.weight, block.mlp.proj.weight):
+                weight *= gain
+        for parameter in model.parameters():
+            if parameter.ndim != 2:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+models = st.builds(
+    tiny_model,
+    seed=st.integers(0, 7),
+    vocab=st.sampled_from([3, 11, 29]),
+    layers=st.sampled_from([(1, 2, 1), (0, 1, 0), (2, 1, 2)]),
+    gain=st.sampled_from([0.5, 1.0, 6.0]),
+)
+
+
+@st.composite
+def cases(draw, max_rows: int = 1):
+    """(model, prompts, call settings)."""
+    model = draw(models)
+    vocab = model.config.vocab_size
+    prompts = draw(st.lists(st.lists(st.integers(0, vocab - 1), min_size=1, max_size=7), min_size=1, max_size=max_rows))
+    temperature = draw(st.sampled_from([0.0, 0.0, 0.7, 1.5]))
+    call = {
+        "max_new_tokens": draw(st.integers(0, 12)),
+        "stop_tokens": draw(st.lists(st.integers(0, vocab - 1), max_size=1)),
+        "temperature": temperature,
+        "seed": draw(st.integers(0, 2**63)),
+    }
+    if temperature:
+        call |= draw(st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.8}, {"min_p": 0.1}]))
+    return model, prompts, call
+
+
+depths = st.integers(1, 8)
+
+
+@st.composite
+def diffusion_settings(draw, **fixed):
+    """Settings of DiffusionForcing, prefill on."""
+    r = draw(depths)
+    settings = {
+        "num_steps": r,
+        "inner_steps": draw(st.integers(1, r)),
+        "exit_threshold": draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])),
+        "momentum": draw(st.sampled_from([0.0, 0.1, 0.6])),
+        "noise": draw(st.sampled_from([0.0, 0.0, 0.2])),
+        "noise_schedule": draw(st.sampled_from(["inverse", "linear", "constant"])),
+        "headway": draw(st.integers(1, 3)),
+        "max_wavefront": draw(st.integers(1, 9)),
+        "kv": draw(st.sampled_from(["shared", "per_depth"])),
+        "on_flip": draw(st.sampled_from(["keep", "renoise", "reset"])),
+        "commit": draw(st.sampled_from(["latent_diff", "depth"])),
+        "prefill_steps": draw(st.sampled_from([None, None, 1])),
+        "init_scale": draw(st.sampled_from([1.0, 0.0])),
+    }
+    return settings | fixed

@@ -1,0 +1,150 @@
+"""What DESIGN section 4 promises, over random models (contracting or not), prompts, seeds and settings."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Trace
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import chooser, reference_sample
+from strategies import cases, depths, diffusion_settings
+
+# RECDEPTH_CASES=10000 for a long run by hand
+settings.register_profile("recdepth", max_examples=int(os.environ.get("RECDEPTH_CASES", "60")), deadline=None)
+settings.load_profile("recdepth")
+
+
+@given(cases(max_rows=2), diffusion_settings(max_wavefront=1, noise=0.0, kv="shared", prefill_steps=None))
+def test_a_wavefront_of_one_lane_is_autoregressive(case, knobs):
+    model, prompts, call = case
+    knobs |= {"inner_steps": knobs["num_steps"]}
+    wave = DiffusionForcing(**knobs)(model, prompts, **call)
+    plain = Autoregressive(num_steps=knobs["num_steps"], kv="shared", init_scale=knobs["init_scale"])
+    assert wave.tokens == plain(model, prompts, **call).tokens
+
+
+@given(cases(), depths)
+def test_autoregressive_equals_the_parallel_forward_token_for_token(case, r):
+    model, [prompt], call = case
+    tokens = list(prompt)
+    choose = chooser(call)
+    with torch.no_grad():
+        for _ in range(call["max_new_tokens"]):
+            logits = model(torch.tensor([tokens]), num_steps=r, seed=call["seed"]).logits
+            tokens.append(choose(logits[:, -1:], torch.tensor([0]), torch.tensor([[len(tokens)]])).item())
+            if tokens[-1] in call["stop_tokens"]:
+                break
+    assert Autoregressive(num_steps=r)(model, [prompt], **call).tokens == [tokens[len(prompt) :]]
+
+
+@given(cases(), diffusion_settings(kv="shared"), st.booleans())
+def test_the_engine_equals_the_slow_reference(case, knobs, prefill):
+    model, [prompt], call = case
+    if not prefill:
+        knobs |= {"prefill_steps": 0, "max_wavefront": 9}
+    if call["max_new_tokens"] == 0:
+        return
+    sampler, trace = DiffusionForcing(**knobs), Trace()
+    result = sampler(model, [prompt], **call, trace=trace)
+    with torch.no_grad():
+        tokens, residuals = reference_sample(
+            sampler, model, prompt, call["max_new_tokens"], call["stop_tokens"], chooser(call)
+        )
+    assert result.tokens == [tokens]
+    assert len(trace.steps) == len(residuals)
+    if sampler.commit == "latent_diff":
+        for step, expected in zip(trace.steps, residuals, strict=True):
+            assert step.positions[0].tolist() == list(expected)
+            np.testing.assert_allclose(step.residual[0], list(expected.values()), rtol=1e-6)
+
+
+@given(cases(), diffusion_settings(kv="per_depth", on_flip="reset", commit="depth", momentum=0.0, noise=0.0))
+def test_per_depth_keys_and_resets_are_lossless(case, knobs):
+    model, prompts, call = case
+    knobs |= {"prefill_steps": None}
+    wave = DiffusionForcing(**knobs)(model, prompts, **call)
+    plain = Autoregressive(num_steps=knobs["num_steps"], init_scale=knobs["init_scale"])(model, prompts, **call)
+    assert wave.tokens == plain.tokens
+    assert wave.stats.core_passes <= plain.stats.core_passes
+
+
+@st.composite
+def any_sampler(draw):
+    kind = draw(st.sampled_from(["autoregressive", "adaptive", "diffusion_forcing"]))
+    r, kv = draw(depths), draw(st.sampled_from(["shared", "per_depth"]))
+    if kind == "autoregressive":
+        return Autoregressive(num_steps=r, kv=kv)
+    if kind == "adaptive":
+        threshold = draw(st.sampled_from([0.0, 0.1, 0.5]))
+        return Adaptive(num_steps=r, inner_steps=draw(st.integers(1, r)), exit_threshold=threshold, kv=kv)
+    return DiffusionForcing(**draw(diffusion_settings()))
+
+
+@given(cases(max_rows=4), any_sampler())
+def test_passes_are_bounded_and_counted(case, sampler):
+    model, prompts, call = case
+    trace = Trace()
+    result = sampler(model, prompts, **call, trace=trace)
+    stats, r = result.stats, sampler.num_steps
+    assert stats.new_tokens == sum(map(len, result.tokens))
+    assert stats.core_passes <= r * stats.new_tokens
+    assert stats.core_passes <= r * max(map(len, result.tokens))
+    assert stats.prefill_passes == (sampler.policy().prefill if call["max_new_tokens"] else 0)
+    assert stats.flips == sum(int(step.flipped.sum()) for step in trace.steps)
+    if trace.steps:
+        assert stats.core_passes == trace.steps[-1].core_passes
+        assert (np.concatenate([s.depth[s.positions >= 0] for s in trace.steps]) <= r).all()
+
+
+@given(cases(max_rows=3), any_sampler())
+def test_one_seed_gives_one_text(case, sampler):
+    model, prompts, call = case
+    assert sampler(model, prompts, **call).tokens == sampler(model, prompts, **call).tokens
+
+
+@given(cases(max_rows=5), any_sampler(), st.integers(1, 5))
+def test_a_batch_equals_its_rows(case, sampler, batch_size):
+    model, prompts, call = case
+    together = sampler(model, prompts, **call, batch_size=batch_size)
+    for i, prompt in enumerate(prompts):
+        assert sampler(model, [prompt], **call, rows=[i]).tokens == [together.tokens[i]]
+
+
+@given(cases(max_rows=3), any_sampler())
+def test_stops_are_exact(case, sampler):
+    model, prompts, call = case
+    free = sampler(model, prompts, **(call | {"stop_tokens": []})).tokens
+    stopped = sampler(model, prompts, **call).tokens
+    for whole, cut in zip(free, stopped, strict=True):
+        assert len(whole) == call["max_new_tokens"]
+        if isinstance(sampler, Autoregressive):
+            ends = [i for i, t in enumerate(whole) if t in call["stop_tokens"]]
+            assert cut == whole[: ends[0] + 1 if ends else len(whole)]
+        assert not set(cut[:-1]) & set(call["stop_tokens"])
+        assert len(cut) == call["max_new_tokens"] or cut[-1] in call["stop_tokens"]
+
+
+@given(cases(), diffusion_settings())
+def test_a_trace_tells_the_whole_story(case, knobs):
+    model, prompts, call = case
+    trace = Trace()
+    [tokens] = DiffusionForcing(**knobs)(model, prompts, **call, trace=trace).tokens
+    front = len(prompts[0])
+    text = dict(enumerate(tokens, start=front))
+    for step in trace.steps:
+        positions, committed = step.positions[0], step.committed[0]
+        assert positions[0] == front
+        assert (np.diff(positions) == 1).all()
+        assert not (committed & step.flipped[0]).any()
+        count = int(committed.sum())
+        assert committed[:count].all()  # a prefix
+        for lane in range(count):  # what a lane says when it commits is the text
+            assert text[positions[lane] + 1] == step.proposals[0, lane]
+        front += count
+    assert not trace.steps or front == len(prompts[0]) + len(tokens) - 1
