@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ from recdepth.data.items import EvaluationItem, Split, Task
 from recdepth.data.stream import Batch, BatchSource, TrainLoader, pad_batch
 from recdepth.data.tokenizers import encode_texts
 
-_BLOCK = 32  # batches that are generated and tokenised at once
+_BLOCK = 32  # batches that are generated and tokenised at once, at most
+_BLOCK_SECONDS = 0.05  # blocks grow while they take less than this
 _PROBE = 32  # items whose length is checked at construction
 
 
@@ -273,18 +275,22 @@ class _TaskSource:
     def batches(self, first: int, step: int) -> Iterator[Batch]:
         """See `BatchSource.batches`. Batches are generated in blocks, dropped when the level changes."""
         position, size, task = first, self.batch_size, self.encoder.task
+        block = 1
         while True:
+            began = time.perf_counter()
             level = self._read_level(task)
-            starts = [(position + i * step) * size for i in range(_BLOCK)]
+            starts = [(position + i * step) * size for i in range(block)]
             _, rows = self.encoder.items("train", [start + i for start in starts for i in range(size)])
             pad = self.encoder.tokenizer.pad_token_id
             input_ids, labels = map(torch.from_numpy, pad_rows(rows, self.encoder.sequence_length, pad))
-            for i in range(_BLOCK):
+            grown = min(2 * block, _BLOCK) if time.perf_counter() - began < _BLOCK_SECONDS else block
+            for i in range(block):
                 if self._read_level(task) != level:
                     break
                 chosen = slice(i * size, (i + 1) * size)
                 yield {"input_ids": input_ids[chosen].clone(), "labels": labels[chosen].clone()}
                 position += step
+            block = grown
 
     def _read_level(self, task: Task) -> int | None:
         if not hasattr(task, "level"):

@@ -14,7 +14,7 @@ from recdepth.data.tokenizers import TextEncoder
 IGNORED = -100
 """Label of positions without a loss."""
 
-_RETRY_STRIDE = 2**40
+_RETRY_STRIDE = 1_000_000_000_039  # a prime, far beyond any index
 _MAX_RETRIES = 200
 
 
@@ -100,8 +100,7 @@ class ItemEncoder:
             if not self.excess(row):
                 return item, row
         raise ItemTooLongError(
-            f"task {self.task.name}: {_MAX_RETRIES} items in a row do not fit, the last one has "
-            f"{self.excess(row)}"
+            f"task {self.task.name}: {_MAX_RETRIES} items in a row do not fit, the last one has {self.excess(row)}"
         )
 
 
