@@ -2,6 +2,7 @@
 
 from .comparison import plot_comparison, print_comparison, write_comparison
 from .curves import plot_depth_loss, plot_training_curves
+from .page import write_report
 from .wavefront import WavefrontGrid, plot_wavefront
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "plot_wavefront",
     "print_comparison",
     "write_comparison",
+    "write_report",
 ]
