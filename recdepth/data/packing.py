@@ -70,8 +70,16 @@ class TextSource:
             how: dict[str, Any] = {"sample_by": _SAMPLE_BY[self.document]} if builder == "text" else {}
             if files:
                 part = load_dataset(builder, data_files=files, split="train", streaming=True, **how)
-                parts.append(part.select_columns([self.field if builder != "text" else "text"]))
+                parts.append(self._only_text(part, "text" if builder == "text" else self.field))
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+    def _only_text(self, part: IterableDataset, column: str) -> IterableDataset:
+        """The column with the text, as `field`: files of all kinds then go together."""
+        for example in part.take(1):
+            if column not in example:
+                self.text(example)
+        part = part.select_columns([column])
+        return part if column == self.field else part.rename_column(column, self.field)
 
     def texts(self, split: Split) -> Iterator[str]:
         """Documents of one split."""

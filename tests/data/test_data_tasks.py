@@ -1,6 +1,7 @@
 """Tasks: splits, verifiers, and items that are functions of seed, split and index."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -113,7 +114,7 @@ def test_pointer_chase_chained() -> None:
     chain = item.answer.split()
     assert chain[0] == start
     assert len(chain) == 5
-    for x, y in zip(chain, chain[1:], strict=False):
+    for x, y in pairwise(chain):
         for _ in range(int(hops)):
             x = target[x]
         assert x == y

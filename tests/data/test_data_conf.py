@@ -1,0 +1,47 @@
+"""The data configs: all keys are settings of their classes, and all settings are in the configs."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import recdepth.data
+from recdepth.data import DataModule
+from recdepth.data.reasoning_gym import TaskDataSettings
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+
+
+def settings_of(target: str) -> set[str]:
+    found = set(inspect.signature(getattr(recdepth.data, target.rsplit(".", 1)[1])).parameters)
+    return (found - {"settings"}) | (set(TaskDataSettings.__annotations__) if "settings" in found else set())
+
+
+def check(config: DictConfig) -> None:
+    assert set(config) - {"_target_"} == settings_of(config._target_)
+    for key in config:
+        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig) and "_target_" in config[key]:
+            check(config[key])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_configs_have_every_setting_and_build(name: str, tmp_path: Path) -> None:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    check(config)
+    if name == "text":
+        config.source.path = str(tmp_path / "text.txt")
+        (tmp_path / "text.txt").write_text("\n\n".join(f"paragraph {i}" for i in range(200)))
+    data = instantiate(config)
+    assert isinstance(data, DataModule)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["input_ids"].shape == (config.batch_size, config.sequence_length)
+    assert len(data.evaluation_items(4)) == 4
+
+
+def test_tokenizer_by_override() -> None:
+    config = OmegaConf.load(CONF / "word_problems.yaml")
+    config.tokenizer = {"_target_": "recdepth.data.byte_tokenizer"}
+    config.sequence_length, config.max_new_tokens = 512, 192
+    assert len(instantiate(config).tokenizer) == 259
