@@ -201,6 +201,8 @@ class TaskData(DataModule):
     def level(self) -> int:
         """The task's curriculum level, 1 to `max_level`; AttributeError if the task has no levels.
 
+        `evaluation_items` of validation follow it, the validation loader's rows are always of all levels.
+
         A change counts from the next batch that is drawn; with workers, those already under way (two per
         worker) still have the old level.
         """
@@ -248,7 +250,12 @@ class TaskData(DataModule):
         return _TaskSource(self._encoder, self.batch_size, self._shared_level)
 
     def _make_validation_rows(self) -> Dataset:
+        level = getattr(self.task, "level", None)
+        if level is not None:
+            self.level = self.max_level
         _, rows = self._encoder.items("validation", range(self.validation_items))
+        if level is not None:
+            self.level = level
         input_ids, labels = pad_rows(rows, self.sequence_length, self.tokenizer.pad_token_id)
         return Dataset.from_dict({"input_ids": input_ids, "labels": labels}).with_format("torch")
 

@@ -60,7 +60,7 @@ class TextSource:
         """The documents as a dataset with a column `field`, of all splits, in a fixed order."""
         local = Path(self.path).expanduser()
         if not local.exists():
-            return load_dataset(self.path, self.hub_config, split=self.hub_split, streaming=self.streaming)
+            return self._open_hub()
         found = [local] if local.is_file() else sorted(p for p in local.rglob("*") if p.suffix in _BUILDERS)
         if not found or found[0].suffix not in _BUILDERS:
             raise ValueError(f"data.source.path={self.path!r} has no {', '.join(_BUILDERS)} files; give some")
@@ -72,6 +72,15 @@ class TextSource:
                 part = load_dataset(builder, data_files=files, split="train", streaming=True, **how)
                 parts.append(self._only_text(part, "text" if builder == "text" else self.field))
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+    def _open_hub(self) -> Dataset | IterableDataset:
+        try:
+            return load_dataset(self.path, self.hub_config, split=self.hub_split, streaming=self.streaming)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise ValueError(
+                f"data.source.path={self.path!r} is no local file or folder, and no dataset that the hub gives: "
+                f"{error}; check the path or id, the network, and HF_TOKEN if the dataset is private"
+            ) from error
 
     def _only_text(self, part: IterableDataset, column: str) -> IterableDataset:
         """The column with the text, as `field`: files of all kinds then go together."""

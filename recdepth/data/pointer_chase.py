@@ -27,14 +27,14 @@ class PointerChase(ProceduralTask):
     for every x in alphabetical order. `score` is 1.0 if all answers are right, else 0.0. A permutation
     belongs to one of train, validation and test, whatever k and the order.
 
-    Training items have k from 1 to `level`, which a curriculum may raise up to `max_level` = `max_hops`. Held-out
-    items do not depend on the level: k is `evaluation_hops`, or 1 to `max_hops`.
+    Training and validation items have k from 1 to `level`, which a curriculum may raise up to `max_level` =
+    `max_hops`. Test items do not depend on the level: k is `evaluation_hops`, or 1 to `max_hops`.
 
     Args:
         symbols: how many symbols, 4 to 26.
         max_hops: the largest k.
         level: the largest k in training at the start; None: `max_hops`, no curriculum.
-        evaluation_hops: k of held-out items; None: each k from 1 to `max_hops` equally often.
+        evaluation_hops: k of test items; None: each k from 1 to `max_hops` equally often.
         chained: answer x, f^k(x), f^k(f^k(x)), … from one symbol on instead ("… 2 hops from a?" → "a b c"),
         as many
             symbols as there are: every answer token needs the one before.
@@ -72,7 +72,7 @@ class PointerChase(ProceduralTask):
 
     @property
     def level(self) -> int:
-        """The largest k in training; 1 to `max_level`."""
+        """The largest k in training and validation; 1 to `max_level`."""
         return self._level
 
     @level.setter
@@ -86,8 +86,8 @@ class PointerChase(ProceduralTask):
         targets, order = list(self.symbols), list(self.symbols)
         rng.shuffle(targets)
         rng.shuffle(order)
-        hops = rng.randint(1, self.level if split == "train" else self.max_level)
-        if split != "train" and self.evaluation_hops is not None:
+        hops = rng.randint(1, self.max_level if split == "test" else self.level)
+        if split == "test" and self.evaluation_hops is not None:
             hops = self.evaluation_hops
         start = rng.choice(self.symbols) if self.chained else None
         return _Problem(dict(zip(self.symbols, targets, strict=True)), tuple(order), hops, start)

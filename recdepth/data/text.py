@@ -66,8 +66,7 @@ class TextData(DataModule):
         self._stream: _StreamedSource | None = None
 
     def evaluation_items(self, n: int, split: Split = "test") -> list[EvaluationItem]:
-        """The first `n` windows of held-out documents: up to half of a window is the prompt. None spans
-        documents.
+        """The first `n` windows of held-out documents: at most half of one is the prompt.
 
         Raises:
             ValueError: if the held-out documents have fewer than `n` windows.
@@ -102,8 +101,8 @@ class TextData(DataModule):
             for start in range(0, len(ids) - 1, self.sequence_length):
                 window = ids[start : start + self.sequence_length]
                 prompt = min(self.sequence_length - self.max_new_tokens, len(window) // 2)
-                if prompt == 0:
-                    continue
+                if prompt == 0 or (start > 0 and len(window) < self.sequence_length // 2):
+                    continue  # too short to be worth a prompt
                 answer = window[prompt : prompt + self.max_new_tokens]
                 texts = self.decode(window[:prompt]), self.decode(answer)
                 yield EvaluationItem(window[:prompt], *texts, answer, None)

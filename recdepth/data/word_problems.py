@@ -82,18 +82,24 @@ class WordProblems(ProceduralTask):
 
     def draw(self, rng: random.Random, split: Split) -> _Problem:
         """Draw numbers and words."""
-        name, other = rng.sample(NAMES, 2)
-        start = total = rng.randint(self.max_total // 5, self.max_total * 4 // 5)
+
+        def below(n: int) -> int:  # several times faster than randrange
+            return int(rng.random() * n)
+
+        who, lowest = below(len(NAMES)), self.max_total // 5
+        name, other = NAMES[who], NAMES[who - 1 - below(len(NAMES) - 1)]
+        start = total = lowest + below(self.max_total * 4 // 5 - lowest + 1)
         changes, sentences = [], []
-        for _ in range(rng.randint(self.min_steps, self.max_steps)):
-            n = rng.randint(1, self.max_operand)
-            gain = rng.random() < 0.5
+        for _ in range(self.min_steps + below(self.max_steps - self.min_steps + 1)):
+            n = 1 + below(self.max_operand)
+            gain = below(2) == 1
             if not 0 <= (total + n if gain else total - n) <= self.max_total:
                 gain = not gain
             total += n if gain else -n
             changes.append(n if gain else -n)
-            sentences.append(rng.choice(GAINS if gain else LOSSES).format(name=name, other=other, n=n))
-        return _Problem(start, tuple(changes), name, rng.choice(OBJECTS), tuple(sentences))
+            templates = GAINS if gain else LOSSES
+            sentences.append(templates[below(len(templates))].format(name=name, other=other, n=n))
+        return _Problem(start, tuple(changes), name, OBJECTS[below(len(OBJECTS))], tuple(sentences))
 
     def content(self, problem: _Problem) -> str:
         """The numbers, not the words."""

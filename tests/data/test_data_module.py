@@ -142,9 +142,15 @@ def test_a_new_level_counts_from_the_next_batch() -> None:
     assert (data.level, data.max_level) == (1, 8)
     data.level = 5
     batch = next(stream)
+    validation = next(iter(data.val_dataloader()))
+    assert data.level == 5
     want = TaskData(PointerChase(level=5), sequence_length=80, max_new_tokens=36, batch_size=32)
     want.load_state_dict({"position": 5})
     assert equal(batch, batches(want, 1)[0])
+    want.level = 8
+    assert equal(validation, next(iter(want.val_dataloader())))
+    assert want.evaluation_items(20, "validation") != data.evaluation_items(20, "validation")
+    assert want.evaluation_items(20) == data.evaluation_items(20)
     with pytest.raises(AttributeError, match="level"):
         _ = TaskData(WordProblems()).level
 

@@ -98,7 +98,7 @@ def test_word_problem_score_is_the_final_number() -> None:
 def test_pointer_chase_by_hand() -> None:
     task = PointerChase(symbols=4, max_hops=3, evaluation_hops=2)
     for i in range(20):
-        item = task.item("validation", i)
+        item = task.item("test", i)
         pairs, asked = item.prompt.split("; ")
         target = dict(pair.split() for pair in pairs.split(", "))
         assert asked == "2 hops?"
@@ -120,9 +120,10 @@ def test_pointer_chase_chained() -> None:
         assert x == y
 
 
-def test_level_limits_training_only() -> None:
+def test_level_limits_training_and_validation() -> None:
     task = PointerChase(level=2)
     assert {task.item("train", i).metadata["hops"] for i in range(100)} == {1, 2}
+    assert {task.item("validation", i).metadata["hops"] for i in range(100)} == {1, 2}
     assert {task.item("test", i).metadata["hops"] for i in range(200)} == set(range(1, 9))
     before = task.item("test", 0)
     task.level = 3

@@ -135,6 +135,7 @@ def test_evaluation_items_continue_held_out_documents(folder: Path) -> None:
     text = data(folder)
     items = text.evaluation_items(20)
     assert items == data(folder).evaluation_items(20)
+    assert any(not item.prompt.startswith("Document") for item in items)
     for item in items:
         assert any(item.prompt + item.answer in document for document in want("test"))
         assert not any(item.prompt + item.answer in document for document in want("train"))
@@ -146,6 +147,32 @@ def test_evaluation_items_continue_held_out_documents(folder: Path) -> None:
         assert text.score(item, []) == 0.0
     with pytest.raises(ValueError, match=r"10000 test prompts were asked for, but .* only \d+; ask for fewer"):
         text.evaluation_items(10_000)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_datasets_are_opened_as_told(streaming: bool, monkeypatch) -> None:
+    calls = []
+
+    def hub(*args: object, **kwargs: object) -> object:
+        calls.append((args, kwargs))
+        found = datasets.Dataset.from_dict({"body": DOCUMENTS})
+        return found.to_iterable_dataset() if streaming else found
+
+    monkeypatch.setattr("recdepth.data.packing.load_dataset", hub)
+    source = TextSource("someone/corpus", "body", "en", "train[:1%]", streaming=streaming)
+    text = TextData(source, sequence_length=64, max_new_tokens=16, batch_size=4)
+    assert next(iter(text.train_dataloader()))["input_ids"].shape == (4, 64)
+    assert list(source.texts("test")) == want("test")
+    assert calls[0] == (("someone/corpus", "en"), {"split": "train[:1%]", "streaming": streaming})
+
+
+def test_an_unknown_hub_dataset_is_named(monkeypatch) -> None:
+    def hub(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("recdepth.data.packing.load_dataset", hub)
+    with pytest.raises(ValueError, match=r"data.source.path='someone/corpus' .*offline; check the path or id"):
+        TextSource("someone/corpus").open()
 
 
 def test_nothing_is_written_to_the_datasets_cache(folder: Path, tmp_path: Path, monkeypatch) -> None:
