@@ -27,7 +27,14 @@ def block(rows: Sequence[dict[str, Any]]) -> str:
     """The table and the facts below it, as Markdown."""
     first, machine = rows[0], rows[0]["machine"]
     reference, baseline = first["sampler"], first["equal_accuracy_baseline"]
-    headers = ("sampler", "accuracy, % (95 %)", "agreement, %", "tokens/s", f"× {reference}", f"× {baseline}")
+    headers: tuple[str, ...] = (
+        "sampler",
+        "accuracy, % (95 %)",
+        "agreement, %",
+        "tokens/s",
+        f"× {reference}",
+        f"× {baseline}",
+    )
     headers += ("core passes per token", "token passes per token")
     lines = ["| " + " | ".join(headers) + " |", "|" + "---|" + "--:|" * (len(headers) - 1)]
     lines += ["| " + " | ".join(table_cells(row)) + " |" for row in rows]

@@ -92,7 +92,14 @@ def _samples(path: Path, most: int = 6) -> str:
 def _comparison(path: Path) -> str:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     reference, baseline = rows[0]["sampler"], rows[0]["equal_accuracy_baseline"]
-    headers = ("sampler", "accuracy, % (95 %)", "agreement, %", "tokens/s", f"× {reference}", f"× {baseline}")
+    headers: tuple[str, ...] = (
+        "sampler",
+        "accuracy, % (95 %)",
+        "agreement, %",
+        "tokens/s",
+        f"× {reference}",
+        f"× {baseline}",
+    )
     headers += ("core passes per token", "token passes per token")
     head = "".join(f"<th>{escape(h)}</th>" for h in headers)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in table_cells(row)) + "</tr>" for row in rows)
