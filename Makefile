@@ -5,10 +5,11 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := dev,tasks
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first interpreter that is 3.11 to 3.13; `make PYTHON=/path/to/python3.12 …` overrides.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
+	"$$p" -c '$(SUPPORTED)' >/dev/null 2>&1 && echo "$$p" && break; done)
 # Further words for the commands: make test ARGS="-k wavefront", make quickstart ARGS="logger=none"
 ARGS   ?=
 
@@ -26,14 +27,17 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ ! -x $(BIN)/python ]; then \
-	  if [ -z "$(PYTHON)" ]; then \
-	    echo "No Python 3.11, 3.12 or 3.13 found (python3 is $$(python3 -V 2>&1 || echo missing)). Install one, or name it: make PYTHON=/path/to/python3.12 quickstart" >&2; \
+	  if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null; then \
+	    echo "Python 3.11, 3.12 or 3.13 is needed; python3 is $$(python3 -V 2>&1). Install one, or name it: make PYTHON=/path/to/python3.12 quickstart" >&2; \
 	    exit 2; \
 	  fi; \
-	  echo "Creating $(VENV) with $$($(PYTHON) -V) …"; "$(PYTHON)" -m venv $(VENV); \
+	  echo "Creating $(VENV) with $$("$(PYTHON)" -V) …"; "$(PYTHON)" -m venv $(VENV); \
 	fi
-	@echo "Installing from constraints.txt (some minutes the first time) …"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e ".[$(EXTRAS)]"
+	@echo "Installing from constraints.txt (a few minutes the first time) …"
+	@$(PIP) -e ".[dev]"
+	@if command -v cc >/dev/null 2>&1 && $(PIP) -e ".[tasks]"; then :; else \
+	  echo "reasoning-gym is left out, one of its packages needs a C compiler: data=reasoning_gym will not work, all else does"; \
+	fi
 	@touch $@
 
 quickstart: $(STAMP)
