@@ -184,7 +184,7 @@ def _check_constructors(cfg: DictConfig, found: Findings) -> None:
             found.add(key, _attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
-    callbacks = OmegaConf.to_container(cfg.get("callbacks") or {}, resolve=True)
+    callbacks = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
     for key, node in sorted(targets(callbacks, "callbacks"), key=lambda pair: -pair[0].count(".")):
         if str(node["_target_"]).startswith("recdepth.") and not found.touch(key):
             found.add(key, _attempt(cfg, key))

@@ -104,7 +104,7 @@ def provenance() -> dict[str, Any]:
 
 @rank_zero_only
 def prepare_run_folder(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> None:
-    """Make the run folder; ``.hydra/`` gets the configuration, if Hydra has not put it there, and ``provenance.json``."""
+    """Make the run folder; ``.hydra/`` gets the configuration (unless Hydra put it there) and ``provenance.json``."""
     hydra = folder / ".hydra"
     hydra.mkdir(parents=True, exist_ok=True)
     if not (hydra / "config.yaml").exists():

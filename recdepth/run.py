@@ -67,6 +67,7 @@ def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
         able, why = can_compile("cpu" if checks.on_cpu(cfg) else "cuda")
         if able:
             model.compile_seams()
+            log.info("compile=true: the first steps take about a minute")
         else:
             log.info("compile=true: %s", why)
     objective, schedule = checks.build(cfg, "objective"), checks.build(cfg, "scheduler")

@@ -74,11 +74,12 @@ def wandb_logger(
         project, entity, name, group, job_type, tags: as in ``wandb.init``.
     """
     logging.getLogger("wandb").setLevel(logging.ERROR)
+    wandb.setup(wandb.Settings(silent=True))
     settings = wandb.Settings(silent=True, console="off", x_save_requirements=False)
     kwargs: dict[str, Any] = {"mode": mode, "entity": entity, "group": group, "job_type": job_type}
     kwargs |= {"tags": list(tags), "settings": settings, "reinit": "finish_previous"}
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(name=name, save_dir=save_dir, project=project, id=wandb.util.generate_id(), **kwargs)
+    return WandbLogger(name=name, save_dir=save_dir, project=project, **kwargs)
 
 
 def _wandb_runs(loggers: Iterable[Logger]) -> list[Any]:

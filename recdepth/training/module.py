@@ -17,6 +17,7 @@ from recdepth.objectives import Objective
 
 from .optimizers import ParameterGroup, parameter_groups
 from .schedules import Schedule
+from .seams import eager_seams
 
 Batch = dict[str, Tensor]
 
@@ -100,8 +101,10 @@ class TrainingModule(LightningModule):
             self._clock_start = timer.time_elapsed() if timer is not None else 0.0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        depth = self.validation_depth
-        out = self.model(batch["input_ids"], labels=batch["labels"], num_steps=depth, seed=self.seed)
+        with eager_seams(self.model):  # a compiled model would be compiled again, without gradients
+            out = self.model(
+                batch["input_ids"], labels=batch["labels"], num_steps=self.validation_depth, seed=self.seed
+            )
         self.log("val/loss", out.loss, batch_size=int((batch["labels"][:, 1:] != -100).sum()), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]

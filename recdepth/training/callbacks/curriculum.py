@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from recdepth.evaluation import evaluate
 from recdepth.sampling import Sampler
 
 from ..module import TrainingModule
 from ..seams import eager_seams
+
+log = logging.getLogger(__name__)
 
 
 class Curriculum(Callback):
@@ -85,7 +87,7 @@ class Curriculum(Callback):
             assert self._mean is not None
             self._mean = min(self._mean + self.recurrence_per_level, max(self.max_recurrence, self._mean))
             pl_module.set_mean_recurrence(self._mean)
-            rank_zero_info(f"Step {step}: accuracy {accuracy:.0%}, on to level {data.level}, mean depth {self._mean:g}")
+            log.info(f"Step {step}: accuracy {accuracy:.0%}, on to level {data.level}, mean depth {self._mean:g}")
         pl_module.log("curriculum/level", float(data.level))
         pl_module.log("curriculum/accuracy", accuracy)
 

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..module import TrainingModule
+from ..seams import eager_seams
 
 
 class DepthLoss(Callback):
@@ -52,7 +53,7 @@ class DepthLoss(Callback):
             return
         count = (batch["labels"][:, 1:] != -100).sum()
         self._count = self._count + count
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), eager_seams(pl_module.model):
             for depth in self._sums:
                 loss = pl_module.model(
                     batch["input_ids"], labels=batch["labels"], num_steps=depth, seed=pl_module.seed

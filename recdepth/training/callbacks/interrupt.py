@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+log = logging.getLogger(__name__)
 
 
 class StopOnCtrlC(Callback):
@@ -41,4 +43,4 @@ class StopOnCtrlC(Callback):
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        rank_zero_info("Stopping after this step (Ctrl-C again: at once) …")
+        log.info("Stopping after this step (Ctrl-C again: at once) …")

@@ -42,10 +42,10 @@ class Progress(ProgressBar):
         if self._enabled and self._console.is_terminal:
             columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = RichProgress(*columns, console=self._console, transient=False)
-            self._task = self._bar.add_task("starting (compiling may take a minute)", total=1.0)
+            self._task = self._bar.add_task("starting", total=1.0)
             self._bar.start()
         elif self._enabled:
-            self._print("training starts (compiling may take a minute)")
+            self._print("training starts")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
