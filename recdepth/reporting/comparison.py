@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter, PercentFormatter
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,9 +65,9 @@ def plot_comparison(rows: Sequence[Row], path: Path | str) -> Path:
         )
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    lowest = min(row["accuracy_low"] for row in rows)
-    ax.set_ylim(max(-0.03, lowest - 0.05) if lowest > 0 else -0.03, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    low, high = min(row["accuracy_low"] for row in rows), max(row["accuracy_high"] for row in rows)
+    ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     reference = rows[0]["sampler"]
     ax.set_xlabel(f"speed-up over {reference} at batch 1 (median of {rows[0]['speed_n']} prompts, in turn)")
     ax.set_ylabel(f"accuracy on {_counts(rows)} held-out prompts")
@@ -87,7 +87,9 @@ def print_comparison(rows: Sequence[Row], console: Console | None = None) -> Non
     """
     console = console or Console()
     reference, baseline = rows[0]["sampler"], rows[0]["equal_accuracy_baseline"]
-    table = Table(title="Samplers compared", title_justify="left", header_style="bold", box=SIMPLE, pad_edge=False)
+    table = Table(
+        title="Samplers compared", title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("sampler", no_wrap=True)
     for header in ("accuracy, %", "agree", "tok/s", f"× {reference}", f"× {baseline}", "core", "work"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The wavefront of one sample: position × step."""
+"""The wavefront of one sample: the text from left to right, the steps from top to bottom."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def plot_wavefront(
     if colour not in ("depth", "residual"):
         raise ValueError(f"colour={colour!r} is unknown; take 'depth' or 'residual'")
     grid = WavefrontGrid.of(trace, row)
-    lines = len(grid.tokens)
-    fig, (ax,) = figure(10.5, float(np.clip(1.8 + 0.165 * lines, 4.0, 24.0)))
+    width = np.clip(2.5 + 0.15 * len(grid.tokens), 8.5, 24.0)
+    fig, (ax,) = figure(float(width), float(np.clip(2.2 + 0.1 * grid.depth.shape[1], 4.5, 16.0)))
     _draw_cells(ax, grid, colour)
     _draw_flips(ax, grid)
     handles = [
@@ -125,57 +125,57 @@ def _draw_cells(ax: Axes, grid: WavefrontGrid, colour: str) -> None:
     norm = Normalize(0, finite.max()) if colour == "depth" else LogNorm(finite.min(), finite.max())
     places = np.arange(grid.depth.shape[0] + 1) - 0.5
     done = np.arange(grid.depth.shape[1]) > grid.committed[:, None]
-    ax.pcolormesh(grid.edges, places, np.ma.masked_where(~done, done), cmap=ListedColormap([_DONE]), vmin=0, vmax=1)
+    ax.pcolormesh(places, grid.edges, np.ma.masked_where(~done, done).T, cmap=ListedColormap([_DONE]), vmin=0, vmax=1)
     shown = ax.pcolormesh(
-        grid.edges,
         places,
-        np.ma.masked_invalid(values),
+        grid.edges,
+        np.ma.masked_invalid(values).T,
         cmap="viridis_r" if colour == "depth" else "viridis",
         norm=norm,
         edgecolors="white",
         linewidth=0.4,
     )
     label = "recurrences since the draft last changed" if colour == "depth" else "latent difference of the last step"
-    ax.figure.colorbar(shown, ax=ax, pad=0.015, aspect=40).set_label(label, fontsize=11)
-    for line, column in enumerate(grid.committed):
+    ax.figure.colorbar(shown, ax=ax, pad=0.01, aspect=30).set_label(label, fontsize=10)
+    for place, column in enumerate(grid.committed):
         if column < grid.depth.shape[1]:
-            ax.plot([grid.edges[column + 1]] * 2, [line - 0.5, line + 0.5], color=INK, lw=2, solid_capstyle="butt")
+            ax.plot([place - 0.5, place + 0.5], [grid.edges[column + 1]] * 2, color=INK, lw=2, solid_capstyle="butt")
 
 
 def _draw_flips(ax: Axes, grid: WavefrontGrid) -> None:
-    line, column = np.nonzero(grid.flipped)
+    place, column = np.nonzero(grid.flipped)
     centres = (grid.edges[:-1] + grid.edges[1:]) / 2
-    ax.plot(centres[column], line, "x", color=RED, ms=4, mew=1.3)
+    ax.plot(place, centres[column], "x", color=RED, ms=4, mew=1.3)
 
 
 def _draw_autoregressive(ax: Axes, grid: WavefrontGrid, num_steps: int) -> Line2D:
     """The position that an autoregressive sampler works on after the same number of core passes."""
     passes = np.arange(grid.edges[0], grid.edges[-1] + 1)
     position = (passes - grid.edges[0]) // num_steps
-    (line,) = ax.plot(passes, position, color=PALETTE[0], lw=2, ls=(0, (4, 2)), drawstyle="steps-post", clip_on=False)
-    line.set_label(f"one token at a time, r = {num_steps}")
+    label = f"one token at a time, r = {num_steps}"
+    (line,) = ax.plot(position, passes, color=PALETTE[0], lw=2, ls=(0, (4, 2)), drawstyle="steps-pre", label=label)
     return line
 
 
 def _label(
     ax: Axes, grid: WavefrontGrid, tokens_to_text: Callable[[list[int]], str] | None, num_steps: int | None
 ) -> None:
-    lines = len(grid.tokens)
-    ax.set_ylim(lines - 0.5, -0.5)
-    ax.set_xlim(grid.edges[0], grid.edges[-1])
-    every = max(1, lines // 120)
+    places = len(grid.tokens)
+    ax.set_xlim(-0.5, places - 0.5)
+    ax.set_ylim(grid.edges[-1], grid.edges[0])
     if tokens_to_text is None:
-        ax.set_ylabel("position")
-        every = max(1, lines // 12)
-        ax.set_yticks(range(0, lines, every), [str(grid.first + i) for i in range(0, lines, every)])
+        ax.set_xlabel("position")
+        ticks = range(0, places, max(1, places // 12))
+        ax.set_xticks(ticks, [str(grid.first + i) for i in ticks])
     else:
-        texts = [_visible(tokens_to_text([t])) if t >= 0 else "" for t in grid.tokens]
-        ax.set_yticks(range(0, lines, every), texts[::every], fontsize=8.5, parse_math=False)
-        ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("sequential core passes")
-    title = f"{lines} tokens in {int(grid.edges[-1] - grid.edges[0])} core passes, {grid.depth.shape[1]} steps"
+        ticks = range(0, places, max(1, places // 90))
+        texts = [_visible(tokens_to_text([grid.tokens[i]])) if grid.tokens[i] >= 0 else "" for i in ticks]
+        ax.set_xticks(ticks, texts, fontsize=9, rotation=90, parse_math=False)
+        ax.tick_params(axis="x", length=0)
+    ax.set_ylabel("sequential core passes")
+    title = f"{places} tokens in {int(grid.edges[-1] - grid.edges[0])} core passes, {grid.depth.shape[1]} steps"
     if num_steps is not None:
-        title += f"; one token at a time: {(lines - 1) * num_steps} core passes"
+        title += f"; one token at a time: {(places - 1) * num_steps} core passes"
     ax.set_title(title, loc="left", color=INK)
     ax.spines[["left", "bottom"]].set_color(GREY)
 
