@@ -27,6 +27,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "resume": str | None,
     "compile": bool,
     "compare": bool,
+    "report": bool,
     "allocator": bool,
     "evaluation": dict,
     "comparison": dict,

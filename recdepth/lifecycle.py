@@ -24,7 +24,7 @@ import transformers
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-_MMAP_THRESHOLD = 32 * 2**20  # bytes; glibc refuses more (HEAP_MAX / 2 on 64-bit machines)
+_MMAP_THRESHOLDS = (2**30, 2**25)  # bytes; glibc before 2.35 refuses more than HEAP_MAX / 2, which is 32 MiB
 _TOP_PAD = 64 * 2**20  # bytes
 # parameter numbers of <malloc.h>
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -46,8 +46,9 @@ def keep_large_buffers() -> bool:
     except (OSError, AttributeError):
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    wanted = ((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _TOP_PAD))
-    return sum(mallopt(parameter, value) for parameter, value in wanted) == len(wanted)
+    if not any(mallopt(_M_MMAP_THRESHOLD, bytes_) == 1 for bytes_ in _MMAP_THRESHOLDS):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1 and mallopt(_M_TOP_PAD, _TOP_PAD) == 1)
 
 
 def seed_everything(seed: int) -> None:
@@ -63,6 +64,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # of lightning with newer torch
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # a resumed run has a folder of its own
     warnings.filterwarnings("ignore", ".*The `srun` command is available.*")
 
 

@@ -15,12 +15,12 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile
-from .reporting import plot_wavefront
+from .reporting import plot_wavefront, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError, keyed
 from .sources import Source, load, run_folder, source_of_model, source_of_run
 from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
-from .training.loggers import log_model
+from .training.loggers import log_image, log_model
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,8 @@ def train(cfg: DictConfig) -> float | None:
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
-        if cfg.compare:
-            rows = checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
-            log.info("%s samplers compared: %s", len(rows), folder / "comparison.json")
-        log_model(trainer.loggers, folder / "model")
-        log.info("Run folder: %s", folder)
+        if trainer.is_global_zero:
+            _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
         return checks.optimized_metric(cfg, metrics.latest)
 
@@ -116,6 +113,22 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
         trainer.validate(module, datamodule=data, verbose=False)
 
 
+def _after_training(
+    cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, data: DataModule, folder: Path
+) -> None:
+    """Compare the samplers if asked to, write the report, hand model and pictures to the loggers."""
+    if cfg.compare:
+        checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
+    log_model(trainer.loggers, folder / "model")
+    if cfg.report:
+        page = write_report(folder)
+        for name in ("curves", "depth_loss"):
+            if (folder / f"{name}.png").exists():
+                log_image(trainer.loggers, name, folder / f"{name}.png")
+        log.info("Report: %s", page)
+    log.info("Run folder: %s", folder)
+
+
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -171,8 +184,7 @@ def sample(cfg: DictConfig) -> list[str]:
         total = total.add(result.stats)
     show_stats(total)
     if trace is not None:
-        picture = plot_wavefront(trace, folder / "wavefront.png", source.decode)
-        show(f"Wavefront: {picture or folder / 'wavefront.png'}")
+        show(f"Wavefront: {plot_wavefront(trace, folder / 'wavefront.png', source.decode)}")
     return texts
 
 

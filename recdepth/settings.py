@@ -71,30 +71,34 @@ def arguments(key: str, node: dict[str, Any]) -> Iterator[str]:
         yield f"{key}._target_={node['_target_']} cannot be imported: {error}"
         return
     parameters = inspect.signature(target).parameters
+    hints = hints_of(target)
+    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    known = [name for name in parameters if name != rest]
+    if rest is not None and typing.get_origin(hints.get(rest)) is typing.Unpack:
+        spelled_out = typing.get_type_hints(typing.get_args(hints[rest])[0])
+        known, hints, rest = [*known, *spelled_out], {**hints, **spelled_out}, None
     # **kwargs of our own classes are a library's plumbing, not settings
-    ours = str(getattr(target, "__module__", "")).startswith("recdepth")
-    open_ended = not ours and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target)
+    open_ended = rest is not None and not str(getattr(target, "__module__", "")).startswith("recdepth")
     for name, value in node.items():
         if name in ("_target_", "_partial_", "_convert_", "_recursive_", "_args_"):
             continue
-        if name not in parameters and not open_ended:
-            yield f"{key}.{name}={shown(value)} is not a setting of {node['_target_']}{suggest(name, parameters)}"
+        if name not in known and not open_ended:
+            yield f"{key}.{name}={shown(value)} is not a setting of {node['_target_']}{suggest(name, known)}"
         elif name in hints and not any(targets(value, "")):
             yield from mismatch(f"{key}.{name}", value, hints[name])
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of a callable's arguments; of a class, those of its constructor and fields."""
+    owners: list[Any] = [target]
+    if inspect.isclass(target):
+        owners = [part for base in reversed(target.__mro__) for part in (base, base.__init__)]
     found: dict[str, Any] = {}
-    for owner in reversed(target.__mro__) if inspect.isclass(target) else [target]:
+    for owner in owners:
         try:
-            if inspect.isclass(owner):
-                found |= typing.get_type_hints(owner)
-                found |= typing.get_type_hints(owner.__init__)  # type: ignore[misc]
-            else:
-                found |= typing.get_type_hints(owner)
+            found |= inspect.get_annotations(owner, eval_str=True)
         except (NameError, TypeError, AttributeError):
-            continue  # hints that exist for type checkers only
+            continue  # a builtin, or hints that exist for type checkers only
     return found
 
 

@@ -11,10 +11,11 @@ from recdepth.data import DataModule
 from recdepth.evaluation import compare, comparison_samplers
 from recdepth.evaluation.compare import Row
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.reporting import plot_wavefront, write_comparison
+from recdepth.reporting import plot_wavefront, print_comparison, write_comparison
 from recdepth.sampling import Trace
 
 from .loggers import log_image, log_table
+from .ranges import at_least_one
 from .seams import eager_seams
 
 
@@ -32,14 +33,12 @@ class Comparison:
     """
 
     def __init__(self, num_steps: int = 32, accuracy_prompts: int = 300, speed_prompts: int = 24, batch_size: int = 64):
-        settings = {
-            "num_steps": num_steps,
-            "accuracy_prompts": accuracy_prompts,
-            "speed_prompts": speed_prompts,
-            "batch_size": batch_size,
-        }
-        if wrong := [f"{name}={value} must be at least 1" for name, value in settings.items() if value < 1]:
-            raise ValueError("; ".join(wrong))
+        at_least_one(
+            num_steps=num_steps,
+            accuracy_prompts=accuracy_prompts,
+            speed_prompts=speed_prompts,
+            batch_size=batch_size,
+        )
         self.num_steps = num_steps
         self.accuracy_prompts = accuracy_prompts
         self.speed_prompts = speed_prompts
@@ -81,8 +80,9 @@ class Comparison:
                 seed=seed,
                 trace=trace,
             )
+        print_comparison(rows)
         write_comparison(rows, folder)
-        plot_wavefront(trace, folder / "wavefront.png", data.decode)
+        plot_wavefront(trace, folder / "wavefront.png", data.decode, num_steps=self.num_steps)
         log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
         log_image(loggers, "comparison_plot", folder / "comparison.png")
         log_image(loggers, "wavefront", folder / "wavefront.png")

@@ -33,6 +33,8 @@ class MetricsFile(Logger):
         self.path = path
         self.latest: dict[str, float] = {}
         self._began = time.monotonic()
+        if rank_zero_only.rank in (0, None):
+            path.touch()
 
     @property
     def name(self) -> str:

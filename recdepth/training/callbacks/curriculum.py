@@ -11,6 +11,7 @@ from recdepth.evaluation import evaluate
 from recdepth.sampling import Sampler
 
 from ..module import TrainingModule
+from ..ranges import at_least_one
 from ..seams import eager_seams
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,11 @@ class Curriculum(Callback):
         recurrence_per_level: float = 0.0,
         max_recurrence: float = 32.0,
     ):
-        if not 0 < threshold <= 1 or every_n_steps < 1 or items < 1:
-            raise ValueError(f"{threshold=} must be in (0, 1], {every_n_steps=} and {items=} at least 1")
+        at_least_one(every_n_steps=every_n_steps, items=items)
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be above 0 and at most 1")
+        if recurrence_per_level < 0:
+            raise ValueError(f"recurrence_per_level={recurrence_per_level} must be at least 0")
         self.sampler = sampler
         self.threshold = threshold
         self.every_n_steps = every_n_steps

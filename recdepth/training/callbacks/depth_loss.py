@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..module import TrainingModule
+from ..ranges import at_least_one
 from ..seams import eager_seams
 
 
@@ -27,8 +28,7 @@ class DepthLoss(Callback):
     """
 
     def __init__(self, depths: Sequence[int] = (1, 2, 4, 8), batches: int = 4):
-        if min(depths, default=1) < 1 or batches < 1:
-            raise ValueError(f"depths={list(depths)} and batches={batches} must all be at least 1")
+        at_least_one(depths=min(depths, default=1), batches=batches)
         self.depths = tuple(depths)
         self.batches = batches
         self._sums: dict[int, Tensor] = {}

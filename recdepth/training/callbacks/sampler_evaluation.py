@@ -15,6 +15,7 @@ from recdepth.sampling import Sampler
 
 from ..loggers import log_table
 from ..module import TrainingModule
+from ..ranges import at_least_one
 from ..seams import eager_seams
 
 
@@ -44,10 +45,9 @@ class SamplerEvaluation(Callback):
         during_training: bool = True,
         samples_kept: int = 2,
     ):
-        if items < 1 or batch_size < 1 or samples_kept < 0:
-            raise ValueError(
-                f"items={items} and batch_size={batch_size} must be at least 1, {samples_kept=} at least 0"
-            )
+        at_least_one(items=items, batch_size=batch_size)
+        if samples_kept < 0:
+            raise ValueError(f"samples_kept={samples_kept} must be at least 0")
         self.samplers = samplers
         self.items = items
         self.batch_size = batch_size

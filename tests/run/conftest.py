@@ -1,0 +1,43 @@
+"""Composing configurations in-process, and running the entry points as people do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["model=tiny", "model.hidden_size=32", "model.mean_recurrence=2", "debug=fdr"]
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., DictConfig]:
+    """Compose ``train`` (or another primary config) with a run folder under tmp_path."""
+
+    def make(*overrides: str, name: str = "train", folder: str = "run") -> DictConfig:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(name, overrides=[f"paths.run_dir={tmp_path / folder}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def tiny(composed: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """A training configuration that runs in a second or two."""
+    return lambda *overrides, folder="run": composed(*TINY, "report=false", *overrides, folder=folder)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run train.py or sample.py with overrides; outputs go under tmp_path."""
+
+    def run(script: str, *overrides: str) -> "subprocess.CompletedProcess[str]":
+        arguments = [sys.executable, str(ROOT / script), *overrides, f"paths.outputs={tmp_path / 'outputs'}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path)
+
+    return run

@@ -1,0 +1,70 @@
+"""Every YAML composes and passes the checks; every experiment runs at debug size."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from recdepth import checks, run
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = {
+    group: sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    for group in sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "paths", "local"))
+}
+CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
+NEEDS = {
+    ("data", "text"): ["data.source.path=notes.txt", "model.max_position_embeddings=4096"],
+    ("data", "reasoning_gym"): ["model.max_position_embeddings=4096"],
+    ("hparams_search", "basic"): ["hydra.mode=null"],
+}
+ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
+
+
+def test_every_group_of_the_design_is_there() -> None:
+    wanted = "model data objective optimizer scheduler sampler trainer callbacks logger experiment hparams_search debug"
+    assert set(wanted.split()) <= set(GROUPS)
+    assert all(GROUPS[group] for group in wanted.split())
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: value)
+def test_every_choice_composes_and_passes_the_checks(composed, group, name) -> None:
+    primary, check = ("sample", checks.check_sample) if group == "sampler" else ("train", checks.check_train)
+    cfg = composed(f"{group}={name}", *NEEDS.get((group, name), []), name=primary)
+    if (group, name) in ON_GPU and not checks.torch.cuda.is_available():
+        with pytest.raises(checks.ConfigError, match="no GPU is visible"):
+            check(cfg)
+    else:
+        check(cfg)
+
+
+def test_every_optimizer_has_a_learning_rate() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in GROUPS["optimizer"]:
+            assert compose("train", overrides=[f"optimizer={name}"]).optimizer.lr > 0
+
+
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_every_experiment_runs_at_debug_size(composed, tmp_path, name) -> None:
+    cfg = composed(f"experiment={name}", "debug=fdr", "model.hidden_size=32", "model.num_attention_heads=2")
+    metric = run.train(cfg)
+    assert metric is not None
+    assert metric > 0
+    rows = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert {"ar-4", "ar-1", "adaptive", "df-paper"} <= {row["sampler"] for row in rows}
+    for name in ("comparison.png", "wavefront.png", "report.html", "model/model.safetensors", "checkpoints/last.ckpt"):
+        assert (tmp_path / "run" / name).stat().st_size > 0, name
+
+
+@pytest.mark.parametrize("name", ["overfit", "profiler"])
+def test_debug_modes_do_what_they_say(composed, tmp_path, name) -> None:
+    size = ["model=tiny", "model.hidden_size=32", "callbacks=none", "logger=none", "report=false"]
+    size += ["trainer.limit_val_batches=1", "data.validation_items=16"]
+    run.train(composed(f"debug={name}", *size, "trainer.max_steps=20", "trainer.log_every_n_steps=1"))
+    if name == "profiler":
+        assert "run_training_batch" in next((tmp_path / "run").glob("*profile*.txt")).read_text()
+    else:
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["train/loss"] for line in lines if "train/loss" in line]
+        assert losses[-1] < 0.75 * losses[0]
