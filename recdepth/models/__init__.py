@@ -1,6 +1,6 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
-from .cache import Cache, KVCache, KVPolicy, Span
+from .cache import Cache, Depth, KVCache, KVPolicy, Slot, Span
 from .compilation import can_compile
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
@@ -9,11 +9,13 @@ from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
 __all__ = [
     "Cache",
+    "Depth",
     "KVCache",
     "KVPolicy",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthOutput",
+    "Slot",
     "Span",
     "can_compile",
     "load_model",

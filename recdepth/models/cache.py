@@ -13,6 +13,12 @@ from .config import RecurrentDepthConfig
 
 KVPolicy = Literal["shared", "per_depth"]
 
+#: Recurrences that states have had before a pass: the same for all, one per lane falling evenly along the wavefront
+#: (read and written without a copy, one row only), or one per lane in any order [batch, time].
+Depth = int | range | Int[Tensor, "batch time"]
+#: Where the cache keeps a layer: as many kinds as there are of depth.
+Slot = Depth
+
 
 @dataclass(frozen=True)
 class Span:
@@ -39,15 +45,15 @@ class Span:
 class Cache(Protocol):
     """What attention asks of a cache; training wavefronts bring a differentiable one."""
 
-    def update(self, slot: int | Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+    def update(self, slot: Slot, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Store the keys and values ([batch, head, time, head_dim]) of a span; return all that it may attend to.
 
         That is [batch, head, keys, head_dim], or [batch, time, head, keys, head_dim] where each query has its own.
         """
         ...
 
-    def core_slot(self, layer: int, depth: int | Tensor) -> int | Tensor:
-        """The slot of a core layer at recurrence ``depth`` (counted from 0; an int, or one per lane [batch, time])."""
+    def core_slot(self, layer: int, depth: Depth) -> Slot:
+        """The slot of a core layer at recurrence ``depth``."""
         ...
 
     def prelude_slot(self, layer: int) -> int:
@@ -104,17 +110,23 @@ class KVCache:
     def prelude_slot(self, layer: int) -> int:
         return layer
 
-    def core_slot(self, layer: int, depth: int | Tensor) -> int | Tensor:
+    def core_slot(self, layer: int, depth: Depth) -> Slot:
         if self.kv == "shared":
             return self._prelude + layer
-        if isinstance(depth, int) and depth >= self._depths:
-            raise ValueError(f"recurrence {depth + 1} needs a cache with num_steps={depth + 1}, not {self._depths}")
-        return self._prelude + layer * self._depths + depth
+        deepest = depth if isinstance(depth, int) else depth[0] if isinstance(depth, range) else 0
+        if deepest >= self._depths:
+            raise ValueError(f"recurrence {deepest + 1} needs a cache with num_steps={deepest + 1}, not {self._depths}")
+        # deepest first: along a wavefront depths fall, so slots rise, and a stride can follow them
+        last = self._prelude + (layer + 1) * self._depths - 1
+        if isinstance(depth, range):
+            first = last - depth.start
+            return range(first, first - depth.step * len(depth), -depth.step)
+        return last - depth
 
     def coda_slot(self, layer: int) -> int:
         return self._prelude + self._core * self._depths + layer
 
-    def update(self, slot: int | Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+    def update(self, slot: Slot, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Write a span in place and return all keys and values up to its length.
 
         Args:
@@ -123,8 +135,14 @@ class KVCache:
             span: where they belong.
 
         Returns:
-            views [batch, head, keys, head_dim]; for one slot per lane, copies [batch, time, head, keys, head_dim].
+            views [batch, head, keys, head_dim]; for one slot per lane [batch, time, head, keys, head_dim], views where
+            the slots are a range, else copies.
         """
+        if isinstance(slot, range):
+            return (
+                self._staircase(self.keys, slot, keys, span),
+                self._staircase(self.values, slot, values, span),
+            )
         if isinstance(slot, Tensor):
             rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
             self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2)
@@ -153,10 +171,23 @@ class KVCache:
         first = self._prelude
         for store in (self.keys, self.values):
             core = store[first : first + self._core * self._depths].unflatten(0, (self._core, self._depths))
-            source = torch.arange(self._depths, device=depth.device).minimum(depth[:, None] - 1)  # [n, depths]
+            last = self._depths - 1  # slots run from the deepest to the shallowest
+            source = torch.arange(self._depths, device=depth.device).maximum(last + 1 - depth[:, None])  # [n, depths]
             at = (source, rows[:, None], slice(None), positions[:, None])
             for layer in core:
                 layer[:, rows, :, positions] = layer[at]
+
+    def _staircase(self, store: Tensor, slots: range, new: Tensor, span: Span) -> Tensor:
+        """Write lane j into slot j of the range, and view each lane's own slot up to the span's length."""
+        assert span.start is not None, "a range of depths is for adjacent lanes"
+        assert new.shape[0] == 1, "a range of depths is for one row"
+        _, _, heads, _, dim = store.shape
+        slot_step, _, head_step, time_step, _ = store.stride()
+        lanes, lane_step, first = len(slots), slots.step * slot_step, slots.start * slot_step
+        diagonal = (lanes, heads, dim), (lane_step + time_step, head_step, 1)
+        store.as_strided(*diagonal, first + span.start * time_step).copy_(new[0].transpose(0, 1))
+        shape = (1, lanes, heads, span.length, dim)
+        return store.as_strided(shape, (0, lane_step, head_step, time_step, 1), first)
 
     def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (finished rows stop costing)."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .cache import Cache, Span
+from .cache import Cache, Slot, Span
 from .config import RecurrentDepthConfig
 
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int | Tensor
+        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: Slot
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, 3 * self.heads, self.head_dim)
@@ -62,10 +62,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(slot, k, v, span)
         if k.dim() == 5:  # lanes at different depths: each query has keys of its own
-            mask = None if span.mask is None else span.mask.transpose(1, 2).unsqueeze(3)
+            mask = span.mask
             if span.causal:
-                mask = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()[:, None, None]
-            y = F.scaled_dot_product_attention(q.transpose(1, 2).unsqueeze(3), k, v, attn_mask=mask).squeeze(3)
+                mask = torch.ones(1, 1, time, time, dtype=torch.bool, device=x.device).tril().expand(batch, -1, -1, -1)
+            if mask is not None:
+                mask = mask.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, 1, 1, keys]
+            q = q.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, head, 1, head_dim]
+            y = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal).transpose(1, 2)
         return self.proj(y.reshape(batch, time, -1))
@@ -98,7 +101,7 @@ class SandwichBlock(nn.Module):
         self.norm_4 = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: int | Tensor
+        self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: Slot
     ) -> Float[Tensor, "batch time dim"]:
         x = self.norm_2(x + self.attn(self.norm_1(x), span, cache, slot))
         return self.norm_4(x + self.mlp(self.norm_3(x)))

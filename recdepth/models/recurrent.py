@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .cache import Cache, KVCache, KVPolicy, Span
+from .cache import Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
 from .layers import Attention, GatedMLP, RMSNorm, SandwichBlock, rope_table
@@ -109,7 +109,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         s: Float[Tensor, "batch time dim"],
         cache: Cache | None,
         positions: Tensor | Span,
-        depth: int | Int[Tensor, "batch time"],
+        depth: Depth,
     ) -> Float[Tensor, "batch time dim"]:
         """One recurrence (core pass): ``s_t = R(e, s_{t-1})``.
 
@@ -118,7 +118,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             s: the states before the pass.
             cache: keys and values of earlier positions.
             positions: logical positions or their span.
-            depth: recurrences these states have had before, for all or each (selects the slot of a per-depth cache).
+            depth: recurrences these states have had before (selects the slots of a per-depth cache); see ``Depth``.
         """
         span = self._as_span(positions, cache)
         x = self.injection(torch.cat([s, e], dim=-1))

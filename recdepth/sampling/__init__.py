@@ -2,7 +2,7 @@
 
 from .exits import Exit, LatentDiff
 from .policies import NOISE_SCHEDULES, Policy
-from .presets import Adaptive, Autoregressive, DiffusionForcing, Sampler
+from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler
 from .result import SampleResult, SampleStats
 from .tokens import TokenChooser
 from .trace import Trace, Tracer, TraceStep
@@ -13,6 +13,7 @@ __all__ = [
     "Adaptive",
     "Autoregressive",
     "DiffusionForcing",
+    "Exact",
     "Exit",
     "LatentDiff",
     "Policy",

@@ -190,6 +190,40 @@ class DiffusionForcing(Sampler):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exact(Sampler):
+    """Pipelined decoding without loss: the text of ``Autoregressive(kv="per_depth")``, in fewer sequential passes.
+
+    Every lane keeps keys of its own depth, is committed after exactly ``num_steps`` recurrences from its last input,
+    and starts anew from noise when a draft before it, or its own, changes (compare LoopSpec, arXiv 2609.17184). "Same
+    text" holds token for token up to rounding, which depends on the width of a pass (see docs/sampler.md).
+
+    Args:
+        num_steps: r, recurrences of every committed token.
+        inner_steps: recurrences between two read-outs.
+        headway: lanes opened per step.
+        max_wavefront: most lanes at once.
+        prefill_steps, init_scale: as in :class:`Autoregressive`.
+    """
+
+    name: ClassVar[str] = "exact"
+    inner_steps: int = 1
+    headway: int = 1
+    max_wavefront: int = 32
+
+    def policy(self) -> Policy:
+        return Policy(
+            num_steps=self.num_steps,
+            inner_steps=self.inner_steps,
+            kv="per_depth",
+            on_flip="reset",
+            headway=self.headway,
+            max_wavefront=self.max_wavefront,
+            prefill_steps=self.prefill_steps,
+            init_scale=self.init_scale,
+        )
+
+
 def _check_call(
     model: RecurrentDepthForCausalLM,
     policy: Policy,

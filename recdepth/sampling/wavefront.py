@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from recdepth.models import RecurrentDepthForCausalLM, Span
+from recdepth.models import Depth, RecurrentDepthForCausalLM, Span
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .front import Front, LaneBools, LaneInts, Lanes, Outcome
@@ -287,14 +287,17 @@ class Wavefront:
     def _row_index(self, batch: int) -> Tensor:
         return torch.arange(batch, device=self._device)[:, None]
 
-    def _cache_depth(self, lanes: Lanes, done: int) -> int | Tensor:
+    def _cache_depth(self, lanes: Lanes, done: int) -> Depth:
         """Which recurrence a pass is, for the slots of a per-depth cache."""
         if self.policy.kv == "shared":
             return 0
         depth = np.minimum(lanes.depth + done, self.policy.num_steps - 1)
         used = depth[lanes.active]
-        if (used == used[0]).all():
+        fall = used[:-1] - used[1:]
+        if not fall.any():
             return int(used[0])
+        if lanes.start is not None and len(depth) == 1 and (fall == fall[0]).all() and fall[0] > 0:
+            return range(int(used[0]), int(used[-1]) - 1, -int(fall[0]))
         return self._upload(np.where(lanes.active, depth, 0))
 
     def _upload(self, array: np.ndarray) -> Tensor:

@@ -42,7 +42,8 @@ def test_decoding_through_a_per_depth_cache_equals_the_parallel_forward(tensor_p
         torch.testing.assert_close(model.decode(s, cache, span), parallel[:, begin:end])
 
 
-def test_lanes_at_different_depths_read_the_slots_of_their_own_recurrence():
+@pytest.mark.parametrize("kind", ["tensor", "range"])
+def test_lanes_at_different_depths_read_the_slots_of_their_own_recurrence(kind):
     model, r = build(), 3
     ids = torch.randint(0, 23, (1, 6))
     noise = torch.randn(1, 6, 16, dtype=torch.float64)
@@ -51,9 +52,10 @@ def test_lanes_at_different_depths_read_the_slots_of_their_own_recurrence():
     states, depth = noise.clone(), torch.zeros(1, 6, dtype=torch.long)
     for tick in range(6 + r - 1):  # a staircase: position p starts at tick p
         lanes = [p for p in range(6) if 0 <= tick - p < r]
-        positions = torch.tensor([lanes])
-        e = model.embed(ids[:, lanes], cache, positions)
-        states[:, lanes] = model.recur(e, states[:, lanes], cache, positions, depth[:, lanes])
+        span = model.span(torch.tensor([lanes]), cache, start=lanes[0])
+        e = model.embed(ids[:, lanes], cache, span)
+        own = depth[:, lanes] if kind == "tensor" else range(tick - lanes[0], tick - lanes[-1] - 1, -1)
+        states[:, lanes] = model.recur(e, states[:, lanes], cache, span, own)
         depth[:, lanes] += 1
     torch.testing.assert_close(model.decode(states, cache, torch.arange(6)[None]), parallel)
 

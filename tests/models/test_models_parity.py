@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import recdepth
-from recdepth.sampling import Autoregressive, DiffusionForcing
+from recdepth.sampling import Autoregressive, Exact
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "huginn"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -43,10 +43,9 @@ def test_greedy_continuations_equal_the_public_implementation(model, name):
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(EXPECTED["runs"]) if "full" in n])
-def test_a_wavefront_that_resets_on_flips_gives_the_same_continuations(model, name):
+def test_exact_gives_the_same_continuations(model, name):
     tokens, r = EXPECTED["runs"][name]["tokens"], int(name.rsplit("r", 1)[1])
-    lossless = {"kv": "per_depth", "on_flip": "reset", "commit": "depth", "momentum": 0.0}
-    sampler = DiffusionForcing(num_steps=r, inner_steps=2, max_wavefront=6, init_scale=0.0, **lossless)
+    sampler = Exact(num_steps=r, inner_steps=2, max_wavefront=6, init_scale=0.0)
     result = sampler(model, [tokens[:24]], max_new_tokens=len(tokens) - 24)
     assert result.tokens == [tokens[24:]]
     assert result.stats.core_passes < r * len(tokens[24:])

@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, TokenChooser, Trace
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, TokenChooser, Trace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import tiny_model
 
-SAMPLERS = [Autoregressive(num_steps=3), Adaptive(num_steps=3), DiffusionForcing(num_steps=3, inner_steps=2)]
+SAMPLERS = [
+    Autoregressive(num_steps=3),
+    Adaptive(num_steps=3),
+    DiffusionForcing(num_steps=3, inner_steps=2),
+    Exact(num_steps=3),
+]
 
 
 @pytest.fixture
