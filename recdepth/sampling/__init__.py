@@ -2,7 +2,7 @@
 
 from .exits import Exit, LatentDiff
 from .policies import NOISE_SCHEDULES, Policy
-from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler
+from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
 from .result import SampleResult, SampleStats
 from .tokens import TokenChooser
 from .trace import Trace, Tracer, TraceStep
@@ -20,6 +20,7 @@ __all__ = [
     "SampleResult",
     "SampleStats",
     "Sampler",
+    "Speculative",
     "TokenChooser",
     "Trace",
     "TraceStep",

@@ -101,6 +101,18 @@ class Front:
         """Open the wavefront over the whole prompts (no prefill)."""
         self.width[:] = self.prompt
 
+    def reopen(self) -> None:
+        """Drop all lanes and open as many as may be, at depth 0 (speculative rounds)."""
+        self.width[:] = 0
+        self._extend(self.policy.max_wavefront)
+        self.stale = self.front.copy()
+
+    def take_drafts(self, lanes: Lanes, drafts: LaneInts) -> LaneInts:
+        """Let the lanes' drafts be the tokens behind them; returns the lanes' input tokens."""
+        rows = np.arange(len(self.front))[:, None]
+        self.tokens[rows, np.where(lanes.active, lanes.positions + 1, -1)] = drafts
+        return self.tokens[rows, lanes.positions]
+
     def lanes(self) -> Lanes:
         """The lanes of the next step."""
         offsets = np.arange(self.width.max())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from recdepth.models import KVPolicy, RecurrentDepthForCausalLM
 
 from .exits import LatentDiff
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
+from .speculative import Speculation
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
@@ -77,12 +78,15 @@ class Sampler:
         size = batch_size or 64
         for begin in range(0, len(texts), size):
             chunk = slice(begin, begin + size)
-            wavefront = Wavefront(
+            wavefront = self._engine(
                 model, policy, choose, texts[chunk], streams[chunk], max_new_tokens, set(stop_tokens), trace
             )
             result.tokens[chunk] = wavefront.run()
             result.stats = result.stats.add(wavefront.stats)
         return result
+
+    def _engine(self, *call: Any) -> Wavefront:
+        return Wavefront(*call)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +226,48 @@ class Exact(Sampler):
             prefill_steps=self.prefill_steps,
             init_scale=self.init_scale,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculative(Sampler):
+    """Draft tokens with few recurrences each, then verify them in parallel at full depth; lossless like ``Exact``.
+
+    A round takes ``draft_tokens · draft_depth + num_steps − draft_depth`` sequential core passes and commits at least
+    one token.
+
+    Args:
+        num_steps: r, recurrences of every committed token.
+        draft_depth: recurrences of a drafted token, at most ``num_steps``.
+        draft_tokens: tokens drafted per round.
+        prefill_steps, init_scale: as in :class:`Autoregressive`; the prefill cannot be off.
+    """
+
+    name: ClassVar[str] = "speculative"
+    draft_depth: int = 1
+    draft_tokens: int = 16
+
+    def policy(self) -> Policy:
+        problems = []
+        if not 1 <= self.draft_depth <= self.num_steps:
+            problems.append(f"draft_depth={self.draft_depth} must lie between 1 and num_steps={self.num_steps}")
+        if self.draft_tokens < 1:
+            problems.append(f"draft_tokens={self.draft_tokens} must be at least 1")
+        if self.prefill_steps == 0:
+            problems.append("prefill_steps=0 is for wavefronts; raise it or leave it at null")
+        if problems:
+            raise ValueError("impossible sampler settings:\n" + "\n".join(f"  - {p}" for p in problems))
+        return Policy(
+            num_steps=self.num_steps,
+            inner_steps=self.num_steps,
+            kv="per_depth",
+            on_flip="reset",
+            max_wavefront=self.draft_tokens,
+            prefill_steps=self.prefill_steps,
+            init_scale=self.init_scale,
+        )
+
+    def _engine(self, *call: Any) -> Wavefront:
+        return Speculation(*call, draft_depth=self.draft_depth)
 
 
 def _check_call(

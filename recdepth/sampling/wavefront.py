@@ -24,12 +24,17 @@ from .trace import Tracer, TraceStep
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where lanes live in buffers by position: a slice that all rows share, or an index per lane."""
 
     start: int | None
     rows: Tensor
     positions: Tensor
+
+    def part(self, begin: int, end: int) -> Place:
+        """Some of the lanes."""
+        start = None if self.start is None else self.start + begin
+        return Place(start, self.rows, self.positions[:, begin:end])
 
     def read(self, buffer: Float[Tensor, "batch position dim"]) -> Float[Tensor, "batch lanes dim"]:
         if self.start is not None:
@@ -135,14 +140,10 @@ class Wavefront:
 
     # ------------------------------------------------------------------------------------------------ parts of a step
 
-    def _embed(self, lanes: Lanes, tokens: LaneInts, place: _Place, span: Span) -> Tensor:
+    def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
         if lanes.stale < lanes.width:
-            part = _Place(
-                None if place.start is None else place.start + lanes.stale,
-                place.rows,
-                place.positions[:, lanes.stale :],
-            )
+            part = place.part(lanes.stale, lanes.width)
             ids = self._upload(tokens[:, lanes.stale :])
             part_span = span if lanes.stale == 0 else self._span(part, span.length)
             part.write(self.embedded, self.model.embed(ids, self.cache, part_span))
@@ -154,7 +155,7 @@ class Wavefront:
         place.write(self.mixed, e)
         return e
 
-    def _add_noise(self, s: Tensor, lanes: Lanes, place: _Place) -> Tensor:
+    def _add_noise(self, s: Tensor, lanes: Lanes, place: Place) -> Tensor:
         """``s ← (1−β_a)·s + β_a·z`` with z keyed by (seed, row, position, age)."""
         if not self.policy.noise:
             return s
@@ -206,7 +207,7 @@ class Wavefront:
             return np.False_
         return residual < self.policy.exit.threshold
 
-    def _treat_flips(self, lanes: Lanes, outcome: Outcome, place: _Place) -> None:
+    def _treat_flips(self, lanes: Lanes, outcome: Outcome, place: Place) -> None:
         """What becomes of the states behind a flip."""
         self.stats.flips += int(outcome.flipped.sum())
         if self.policy.on_flip == "keep" or not outcome.behind_flip.any():
@@ -237,7 +238,7 @@ class Wavefront:
         positions = np.arange(longest) - (longest - front.prompt)[:, None]  # padded on the left
         positions = np.where(positions >= 0, positions, -1)
         start = 0 if (front.prompt == longest).all() else None
-        place = _Place(start, self._row_index(batch), self._upload(positions))
+        place = Place(start, self._row_index(batch), self._upload(positions))
         span = self._span(place, longest)
         ids = self._upload(front.tokens[np.arange(batch)[:, None], positions])
         e = self.model.embed(ids, self.cache, span)
@@ -272,16 +273,16 @@ class Wavefront:
         elif not len(going):
             self.index = self.index[:0]
 
-    def _locate(self, lanes: Lanes) -> tuple[_Place, Span]:
+    def _locate(self, lanes: Lanes) -> tuple[Place, Span]:
         batch = len(lanes.active)
         if lanes.start is not None:
             positions = self._count_up[None, lanes.start : lanes.start + lanes.width].expand(batch, -1)
         else:
             positions = self._upload(lanes.positions)
-        place = _Place(lanes.start, self._row_index(batch), positions)
+        place = Place(lanes.start, self._row_index(batch), positions)
         return place, self._span(place, int(lanes.positions.max()) + 1)
 
-    def _span(self, place: _Place, length: int) -> Span:
+    def _span(self, place: Place, length: int) -> Span:
         return self.model.span(place.positions, self.cache, start=place.start, length=length)
 
     def _row_index(self, batch: int) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, TokenChooser, Trace
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, TokenChooser, Trace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import tiny_model
@@ -16,6 +16,7 @@ SAMPLERS = [
     Adaptive(num_steps=3),
     DiffusionForcing(num_steps=3, inner_steps=2),
     Exact(num_steps=3),
+    Speculative(num_steps=3, draft_tokens=4),
 ]
 
 
@@ -117,6 +118,8 @@ def test_impossible_settings_are_all_named():
         Autoregressive(num_steps=32, prefill_steps=33)
     with pytest.raises(ValueError, match="kv='both'"):
         Adaptive(kv="both")
+    with pytest.raises(ValueError, match=r"(?s)draft_depth=9.*draft_tokens=0.*prefill_steps=0"):
+        Speculative(num_steps=8, draft_depth=9, draft_tokens=0, prefill_steps=0)
 
 
 def test_choosing_tokens_follows_the_distribution():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Trace
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import chooser, reference_sample
@@ -87,6 +87,30 @@ def test_exact_is_lossless(case, exact):
 
 
 @st.composite
+def speculative_samplers(draw):
+    r = draw(st.integers(1, 16))
+    return Speculative(
+        num_steps=r,
+        draft_depth=draw(st.integers(1, r)),
+        draft_tokens=draw(st.integers(1, 9)),
+        prefill_steps=draw(st.sampled_from([None, 1])),
+        init_scale=draw(st.sampled_from([1.0, 0.0])),
+    )
+
+
+@given(cases(max_rows=3), speculative_samplers())
+def test_speculative_is_lossless_and_bounded(case, speculative):
+    model, prompts, call = case
+    trace = Trace()
+    result = speculative(model, prompts, **call, trace=trace)
+    shared = {name: getattr(speculative, name) for name in ("num_steps", "prefill_steps", "init_scale")}
+    assert result.tokens == Autoregressive(kv="per_depth", **shared)(model, prompts, **call).tokens
+    rounds, per_round = len(trace.steps), speculative.draft_tokens * speculative.draft_depth + speculative.num_steps
+    assert result.stats.core_passes <= rounds * per_round
+    assert rounds <= max(len(t) for t in result.tokens)
+
+
+@st.composite
 def any_sampler(draw):
     kind = draw(st.sampled_from(["autoregressive", "adaptive", "diffusion_forcing", "exact"]))
     r, kv = draw(depths), draw(st.sampled_from(["shared", "per_depth"]))
@@ -120,7 +144,7 @@ def test_one_seed_gives_one_text(case, sampler):
     assert sampler(model, prompts, **call).tokens == sampler(model, prompts, **call).tokens
 
 
-@given(cases(max_rows=5), any_sampler(), st.integers(1, 5))
+@given(cases(max_rows=5), any_sampler() | speculative_samplers(), st.integers(1, 5))
 def test_a_batch_equals_its_rows(case, sampler, batch_size):
     model, prompts, call = case
     together = sampler(model, prompts, **call, batch_size=batch_size)
