@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import DataModule
+from .data import DataModule, Split
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from .settings import ConfigError, Findings, arguments, keyed, mismatch, shown, suggest, targets
 from .sources import DTYPES
@@ -104,17 +104,25 @@ def check_data(cfg: DictConfig, data: DataModule) -> None:
             f"data.sequence_length={data.sequence_length} exceeds the model's context, model.max_position_embeddings="
             f"{context}; lower the one or raise the other"
         )
-    callbacks = cfg.get("callbacks") or {}
-    if not data.evaluation_items(1, split="validation"):
-        if cfg.compare:
-            problems.append("compare=true needs a task with answers, which this data has not; set compare=false")
-        if "sampler_evaluation" in callbacks:
-            problems.append(
-                "callbacks.sampler_evaluation needs a task with answers, which this data has not; add"
-                " '~callbacks.sampler_evaluation'"
-            )
-    if "curriculum" in callbacks and not hasattr(getattr(data, "task", None), "level"):
-        problems.append("callbacks=curriculum needs a task with levels; take data=pointer_chase or callbacks=default")
+    callbacks: dict[str, Any] = dict(cfg.get("callbacks") or {})
+    if "curriculum" in callbacks:
+        task: Any = getattr(data, "task", None)
+        if not hasattr(task, "level") or not hasattr(task, "max_level"):
+            problems.append("callbacks=curriculum needs a task with levels; take data=pointer_chase")
+        elif task.level == task.max_level and cfg.resume is None:
+            highest = f"callbacks=curriculum: the task starts at its highest level, {task.max_level}"
+            problems.append(f"{highest}; set data.task.level=1")
+    needs: list[tuple[Split, int]] = []
+    if "sampler_evaluation" in callbacks:
+        count = callbacks["sampler_evaluation"]["items"]
+        needs += [("validation", count), ("test", count)]
+    if cfg.compare:
+        needs.append(("test", max(cfg.comparison.accuracy_prompts, cfg.comparison.speed_prompts)))
+    for split, count in needs:
+        try:
+            data.evaluation_items(count, split=split)
+        except ValueError as error:
+            problems += keyed("data", str(error))
     if problems:
         raise ConfigError(problems)
 

@@ -84,8 +84,7 @@ def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Train
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
     """Log the resolved configuration and the run's facts; say what is going to be trained."""
     sizes = {"parameters": sum(p.numel() for p in module.model.parameters())}
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams({**settings, "run": {**facts, **sizes}})
     log.info(

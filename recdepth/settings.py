@@ -92,7 +92,7 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
     """Type hints of a callable's arguments; of a class, those of its constructor and fields."""
     owners: list[Any] = [target]
     if inspect.isclass(target):
-        owners = [part for base in reversed(target.__mro__) for part in (base, base.__init__)]
+        owners = [part for base in reversed(target.__mro__) for part in (base, vars(base).get("__init__"))]
     found: dict[str, Any] = {}
     for owner in owners:
         try:
@@ -108,9 +108,9 @@ def mismatch(key: str, value: Any, hint: Any) -> Iterator[str]:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        wants = dict.fromkeys(e["msg"].removeprefix("Input ") for e in error.errors() if e["type"] != "is_instance_of")
-        if wants:
-            yield f"{key}={shown(value)} {', or '.join(wants)}"
+        plain = [e["msg"].removeprefix("Input ") for e in error.errors() if e["type"] != "needs_python_object"]
+        wants = ", or ".join(dict.fromkeys(plain)) or "should be an object: a node with _target_"
+        yield f"{key}={shown(value)} {wants}"
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return  # a hint that pydantic cannot check
 

@@ -33,8 +33,11 @@ class MetricsFile(Logger):
         self.path = path
         self.latest: dict[str, float] = {}
         self._began = time.monotonic()
-        if rank_zero_only.rank in (0, None):
-            path.touch()
+        self._create()
+
+    @rank_zero_only
+    def _create(self) -> None:
+        self.path.touch()
 
     @property
     def name(self) -> str:
@@ -92,8 +95,8 @@ def _wandb_runs(loggers: Iterable[Logger]) -> list[Any]:
 def log_table(loggers: Iterable[Logger], key: str, rows: list[dict[str, Any]]) -> None:
     """Log dictionaries with the same keys as a ``wandb.Table`` (where there is a W&B logger)."""
     for run in _wandb_runs(loggers):
-        columns = list(rows[0]) if rows else []
-        run.log({key: wandb.Table(columns=columns, data=[[_cell(row[c]) for c in columns] for row in rows])})
+        columns: list[str | int] = list(rows[0]) if rows else []
+        run.log({key: wandb.Table(columns=columns, data=[[_cell(row[str(c)]) for c in columns] for row in rows])})
 
 
 @rank_zero_only

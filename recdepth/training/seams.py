@@ -15,8 +15,8 @@ def eager_seams(model: nn.Module) -> Iterator[None]:
 
     The seams that :meth:`RecurrentDepthForCausalLM.compile_seams` puts on the instance are set aside meanwhile.
     """
-    names = [n for n in ("embed", "recur", "decode") if n in vars(model)]
-    compiled = {n: vars(model).pop(n) for n in names}
+    names: tuple[str, ...] = ("embed", "recur", "decode")
+    compiled = {name: vars(model).pop(name) for name in names if name in vars(model)}
     training = model.training
     model.eval()
     try:

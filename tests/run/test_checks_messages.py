@@ -37,10 +37,11 @@ WRONG = [
     ("trainer.max_steps=2.5", "trainer.max_steps=2.5 should be a valid integer"),
     ("trainer.max_steps=-1", "training would never end"),
     ("trainer.limit_val_batches=0", "optimized_metric=val/loss needs validation"),
-    ("data.sequence_length=1000", "data.sequence_length=1000 exceeds the model's context"),
+    ("data.sequence_length=5000", "data.sequence_length=5000 exceeds the model's context"),
     ("resume=nowhere", "resume=nowhere: there is no such file or folder"),
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
     ("evaluation.items=0", "callbacks.sampler_evaluation.items=0 must be at least 1"),
+    ("data.task=chess", "data.task=chess should be an object: a node with _target_"),
     ("callbacks.depth_loss.depths=[0]", "callbacks.depth_loss.depths=0 must be at least 1"),
 ]
 
@@ -84,6 +85,22 @@ def test_a_wrong_setting_of_sample_is_named(composed, override, message) -> None
         checks.check_sample(composed(override, name="sample"))
     assert message in str(caught.value)
     assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["callbacks=curriculum"], "callbacks=curriculum needs a task with levels; take data=pointer_chase"),
+        (["callbacks=curriculum", "data=pointer_chase"], "starts at its highest level, 8; set data.task.level=1"),
+        (["data=text"], "validation prompts were asked for"),
+    ],
+)
+def test_what_only_the_built_data_can_tell(composed, tmp_path, overrides, message) -> None:
+    (tmp_path / "notes.txt").write_text("a b c\n\n" * 4)
+    path = [f"data.source.path={tmp_path / 'notes.txt'}"] if overrides == ["data=text"] else []
+    cfg = composed(*overrides, *path)
+    with pytest.raises(ConfigError, match=message):
+        checks.check_data(cfg, checks.build(cfg, "data"))
 
 
 def test_good_settings_are_not_blamed(composed) -> None:

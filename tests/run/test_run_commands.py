@@ -43,9 +43,6 @@ def test_train_then_sample(command, tmp_path) -> None:
     text = "prompt=Zoe has 48 apples, then loses 6. How many apples does Zoe have?"
     bare = command("sample.py", f"model_path={folder / 'model'}", text, "sampler=adaptive", "max_new_tokens=3")
     assert bare.returncode == 0, bare.stderr
-    lost = command("sample.py", f"run_dir={folder}x")
-    assert lost.returncode == 2
-    assert f"run_dir={folder}x does not exist; the nearest: {folder}" in lost.stderr
 
 
 def test_mistakes_end_with_exit_code_2_and_no_traceback(command) -> None:

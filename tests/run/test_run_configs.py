@@ -15,8 +15,7 @@ GROUPS = {
 }
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 NEEDS = {
-    ("data", "text"): ["data.source.path=notes.txt", "model.max_position_embeddings=4096"],
-    ("data", "reasoning_gym"): ["model.max_position_embeddings=4096"],
+    ("data", "text"): ["data.source.path=notes.txt"],
     ("hparams_search", "basic"): ["hydra.mode=null"],
 }
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
@@ -51,10 +50,14 @@ def test_every_experiment_runs_at_debug_size(composed, tmp_path, name) -> None:
     metric = run.train(cfg)
     assert metric is not None
     assert metric > 0
+    for made in ("report.html", "model/model.safetensors", "checkpoints/last.ckpt", "metrics.jsonl"):
+        assert (tmp_path / "run" / made).stat().st_size > 0, made
+    if not cfg.compare:
+        return
     rows = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert {"ar-4", "ar-1", "adaptive", "df-paper"} <= {row["sampler"] for row in rows}
-    for name in ("comparison.png", "wavefront.png", "report.html", "model/model.safetensors", "checkpoints/last.ckpt"):
-        assert (tmp_path / "run" / name).stat().st_size > 0, name
+    for made in ("comparison.png", "wavefront.png"):
+        assert (tmp_path / "run" / made).stat().st_size > 0, made
 
 
 @pytest.mark.parametrize("name", ["overfit", "profiler"])

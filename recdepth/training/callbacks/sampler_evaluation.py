@@ -119,7 +119,7 @@ class SamplerEvaluation(Callback):
 
 
 def _row(name: str, sampler: Sampler, found: Evaluation) -> dict[str, Any]:
-    settings = asdict(sampler)  # type: ignore[call-overload]
+    settings = asdict(sampler)
     stats = found.stats
     return {
         "sampler": name,
