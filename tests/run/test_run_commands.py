@@ -30,7 +30,12 @@ def test_train_then_sample(command, tmp_path) -> None:
     for name in ("checkpoints/last.ckpt", "metrics.jsonl", "samples.jsonl", "report.html", ".hydra/provenance.json"):
         assert (folder / name).stat().st_size > 0, name
     assert load_model(folder / "model").config.vocab_size == len(load_tokenizer(folder / "model"))
-    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    (logged,) = folder.glob("wandb/offline-run-*/*.wandb")
+    content = logged.read_bytes()
+    for word in (b"git_commit", b"mean_recurrence", b"val/loss_depth_4", b"test/accuracy/autoregressive", b"model-"):
+        assert word in content, word
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/table/samplers*.json"))) == 1
+    assert {p.name.split("_")[0] for p in folder.glob("wandb/*/files/media/images/*.png")} == {"curves", "depth"}
 
     sampled = command("sample.py", "num_prompts=2", "sampler.num_steps=4", "max_new_tokens=5", "trace=true")
     assert sampled.returncode == 0, sampled.stderr
