@@ -48,7 +48,7 @@ def block(rows: Sequence[dict[str, Any]]) -> str:
         f"{100 * best['difference_high']:+.1f}). Accuracy on {prompts} held-out prompts, speed at batch 1 on "
         f"{first['speed_n']} prompts, samplers in turn. {machine['parameters'] / 1e6:.2f} M parameters, "
         f"{machine['dtype']}, {machine['cpu'] if machine['device'] == 'cpu' else machine['device']}, "
-        f"{machine['cores']} cores, {machine['torch_threads']} threads, torch {machine['torch']}.",
+        f"{machine['cores']} cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}.",
     ]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from recdepth.sampling import Trace
 
@@ -122,7 +123,11 @@ def _draw_cells(ax: Axes, grid: WavefrontGrid, colour: str) -> None:
     finite = values[np.isfinite(values) & (values > 0)]
     if not finite.size:
         raise ValueError(f"colour={colour!r} was not computed by this sampler; take colour='depth'")
-    norm = Normalize(0, finite.max()) if colour == "depth" else LogNorm(finite.min(), finite.max())
+    norm = (
+        Normalize(0 if finite.min() == finite.max() else finite.min(), finite.max())
+        if colour == "depth"
+        else LogNorm(finite.min(), finite.max())
+    )
     places = np.arange(grid.depth.shape[0] + 1) - 0.5
     done = np.arange(grid.depth.shape[1]) > grid.committed[:, None]
     ax.pcolormesh(places, grid.edges, np.ma.masked_where(~done, done).T, cmap=ListedColormap([_DONE]), vmin=0, vmax=1)
@@ -136,7 +141,10 @@ def _draw_cells(ax: Axes, grid: WavefrontGrid, colour: str) -> None:
         linewidth=0.4,
     )
     label = "recurrences since the draft last changed" if colour == "depth" else "latent difference of the last step"
-    ax.figure.colorbar(shown, ax=ax, pad=0.01, aspect=30).set_label(label, fontsize=10)
+    bar = ax.figure.colorbar(shown, ax=ax, pad=0.01, aspect=30)
+    bar.set_label(label, fontsize=10)
+    if colour == "depth":
+        bar.locator = MaxNLocator(integer=True)
     for place, column in enumerate(grid.committed):
         if column < grid.depth.shape[1]:
             ax.plot([place - 0.5, place + 0.5], [grid.edges[column + 1]] * 2, color=INK, lw=2, solid_capstyle="butt")
