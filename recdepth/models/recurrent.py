@@ -252,6 +252,9 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         with torch.no_grad():
             for depth in range(num_steps - with_grad):
                 s = self.recur(e, s, None, span, depth)
+        if initial_state is None or with_grad < num_steps:
+            # like the states behind it, so that one compiled graph serves all recurrences
+            s = s.detach().requires_grad_(torch.is_grad_enabled())
         for depth in range(num_steps - with_grad, num_steps):
             if checkpoint_recurrences:
                 s = checkpoint(self.recur, e, s, None, span, depth, use_reentrant=False)
