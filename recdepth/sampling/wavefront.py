@@ -168,18 +168,20 @@ class Wavefront:
 
     def _recur(self, e: Tensor, s: Tensor, lanes: Lanes, span: Span) -> Tensor:
         """Each row's own number of recurrences, on all of its lanes at once."""
-        for k in range(int(lanes.steps.max())):
+        depth = self._cache_depth(lanes)
+        open_rows = lanes.steps[lanes.active[:, 0]]
+        fewest, most = int(open_rows.min()), int(open_rows.max())
+        for k in range(fewest):
+            s = self.model.recur(e, s, self.cache, span, _deeper(depth, k))
+        for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
-            depth = self._cache_depth(lanes, k)
-            if (going == lanes.active).all():
-                s = self.model.recur(e, s, self.cache, span, depth)
-            else:  # rows that have had theirs write nothing and keep their states
-                positions = self._upload(np.where(going, lanes.positions, -1))
-                partial = self.model.span(positions, self.cache, length=span.length)
-                moved = self.model.recur(e, s, self.cache, partial, depth)
-                s = torch.where(self._upload(going)[..., None], moved, s)
-            self.stats.core_passes += 1
-            self.stats.token_passes += int(going.sum())
+            positions = self._upload(np.where(going, lanes.positions, -1))
+            partial = self.model.span(positions, self.cache, length=span.length)
+            at = _deeper(depth, k)
+            at = at.clamp(max=self.policy.num_steps - 1) if isinstance(at, Tensor) else at
+            s = torch.where(self._upload(going)[..., None], self.model.recur(e, s, self.cache, partial, at), s)
+        self.stats.core_passes += most
+        self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
         return s
 
     def _read_out(
@@ -288,18 +290,17 @@ class Wavefront:
     def _row_index(self, batch: int) -> Tensor:
         return torch.arange(batch, device=self._device)[:, None]
 
-    def _cache_depth(self, lanes: Lanes, done: int) -> Depth:
-        """Which recurrence a pass is, for the slots of a per-depth cache."""
+    def _cache_depth(self, lanes: Lanes) -> Depth | None:
+        """Which recurrence the next pass is, for the slots of a per-depth cache."""
         if self.policy.kv == "shared":
-            return 0
-        depth = np.minimum(lanes.depth + done, self.policy.num_steps - 1)
-        used = depth[lanes.active]
+            return None
+        used = lanes.depth[lanes.active]
         fall = used[:-1] - used[1:]
         if not fall.any():
             return int(used[0])
-        if lanes.start is not None and len(depth) == 1 and (fall == fall[0]).all() and fall[0] > 0:
+        if lanes.start is not None and len(lanes.depth) == 1 and (fall == fall[0]).all() and fall[0] > 0:
             return range(int(used[0]), int(used[-1]) - 1, -int(fall[0]))
-        return self._upload(np.where(lanes.active, depth, 0))
+        return self._upload(np.where(lanes.active, lanes.depth, 0))
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
@@ -330,3 +331,12 @@ class Wavefront:
                 committed=outcome.committed,
             )
         )
+
+
+def _deeper(depth: Depth | None, passes: int) -> Depth:
+    """The depth after so many passes; a shared cache (None) has one slot for all."""
+    if depth is None:
+        return 0
+    if isinstance(depth, range):
+        return range(depth.start + passes, depth.stop + passes, depth.step)
+    return depth + passes

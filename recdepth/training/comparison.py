@@ -72,7 +72,7 @@ class Comparison:
                 seed=seed,
             )
             trace = Trace()
-            samplers["df-loose"](
+            samplers["df-headway"](
                 model,
                 [items[0].prompt_ids],
                 max_new_tokens=data.max_new_tokens,

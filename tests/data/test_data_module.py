@@ -192,6 +192,7 @@ def test_long_items_are_left_out_on_request() -> None:
 
 
 def test_reasoning_gym_prompts_end_alike_in_training_and_sampling() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
     data = TaskData(ReasoningGym("chain_sum"), sequence_length=128, max_new_tokens=16)
     item = data.evaluation_items(1)[0]
     assert item.prompt.endswith("\n")

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
+
 from recdepth.data import SPLITS, Item, PointerChase, ReasoningGym, Task, WordProblems, split_of
 
 

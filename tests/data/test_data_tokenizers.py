@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
+
 from recdepth.data import (
     PointerChase,
     ReasoningGym,
