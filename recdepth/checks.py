@@ -57,6 +57,8 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, ValueError):
             raise ConfigError(keyed(key, str(cause))) from cause
+        if isinstance(cause, ModuleNotFoundError):  # an extra that is not installed; its message names the remedy
+            raise ConfigError([str(cause)]) from cause
         raise cause or error from None
 
 
