@@ -17,7 +17,7 @@ class SampleStats:
         readouts: lanes decoded to logits.
         recurrences_per_token: mean recurrences that a position had had when it was committed (its age).
         flips: drafts that changed.
-        prefill_seconds, decode_seconds: wall-clock time.
+        prefill_seconds, decode_seconds: wall-clock time; the first includes allocating buffers and drawing noise.
         tokens_per_second: new tokens over all of that time.
     """
 

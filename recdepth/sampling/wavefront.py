@@ -73,6 +73,7 @@ class Wavefront:
         stop_tokens: set[int],
         tracer: Tracer | None = None,
     ):
+        self._began = time.perf_counter()  # buffers and noise are part of the prefill
         self.model, self.policy, self.choose, self.tracer = model, policy, choose, tracer
         self.front = Front(prompts, max_new_tokens, stop_tokens, policy)
         self.stats = SampleStats()
@@ -87,10 +88,12 @@ class Wavefront:
         shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
         self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
-        everywhere = self._count_up.expand(batch, -1)
-        self.states = model.initial_state(
-            self.embedded, self._streams, everywhere, choose.seed, policy.init_scale
-        ).contiguous()
+        self.states = torch.empty_like(self.embedded)
+        for begin in range(0, self._capacity + 1, 256):  # in parts: the draws need more memory than their result
+            positions = self._count_up[begin : begin + 256].expand(batch, -1)
+            part = self.embedded[:, begin : begin + 256]
+            noise = model.initial_state(part, self._streams, positions, choose.seed, policy.init_scale)
+            self.states[:, begin : begin + 256] = noise
         self.fresh_states = self.states.clone() if policy.on_flip != "keep" else self.states
         self._recurrences = 0
         self._committed = 0
@@ -102,14 +105,13 @@ class Wavefront:
         Returns:
             the new tokens of each prompt.
         """
-        began = time.perf_counter()
         if self.policy.prefill:
             self._prefill()
         else:
             self.front.open_over_prompt()
         self._release_finished()
         self._clock = time.perf_counter()
-        self.stats.prefill_seconds = self._clock - began
+        self.stats.prefill_seconds = self._clock - self._began
         step = 0
         while len(self.index):
             self.step(step)
