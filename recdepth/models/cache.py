@@ -77,7 +77,7 @@ class KVCache:
         batch: rows.
         capacity: positions per row.
         kv: ``"shared"`` or ``"per_depth"``.
-        num_steps: recurrences that ``per_depth`` keeps apart (ignored bytes: none, ``shared`` keeps one).
+        num_steps: recurrences that ``per_depth`` keeps apart; ``shared`` has one slot however many there are.
     """
 
     def __init__(

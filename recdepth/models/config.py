@@ -70,6 +70,11 @@ class RecurrentDepthConfig(PreTrainedConfig):
             for k in ("prelude_layers", "coda_layers")
             if getattr(self, k) < 0
         ]
+        if self.intermediate_size is not None and self.intermediate_size < 1:
+            found.append(f"intermediate_size={self.intermediate_size} must be at least 1, or null")
+        found += [
+            f"{k}={getattr(self, k)} must be above 0" for k in ("norm_eps", "rope_base") if not getattr(self, k) > 0
+        ]
         if found:
             return found
         if self.hidden_size % self.num_attention_heads:

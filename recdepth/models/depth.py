@@ -20,6 +20,6 @@ def sample_depth(mean: float, generator: torch.Generator | None = None, sigma: f
     """
     if not mean > 0:
         raise ValueError(f"mean_recurrence={mean} must be positive")
-    normal = torch.randn((), generator=generator).item()
+    normal = torch.randn((), generator=generator, dtype=torch.float64).item()
     rate = math.exp(math.log(mean) - sigma**2 / 2 + sigma * normal)
-    return int(torch.poisson(torch.tensor(rate), generator=generator).item()) + 1
+    return int(torch.poisson(torch.tensor(rate, dtype=torch.float64), generator=generator).item()) + 1

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .config import RecurrentDepthConfig
 from .families import FAMILIES
 from .recurrent import RecurrentDepthForCausalLM
 
@@ -35,11 +34,7 @@ def load_model(
     """
     folder = _folder(path_or_hub_id, _PATTERNS)
     raw = _read_config(folder)
-    if raw.get("model_type") == RecurrentDepthConfig.model_type:
-        _files(folder)  # our error before transformers' own
-        model = RecurrentDepthForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-    else:
-        model = _convert(folder, raw, _family(folder, raw), dtype)
+    model = _convert(folder, raw, _family(folder, raw), dtype)
     model.to(device or "cpu")  # type: ignore[arg-type]
     return model.eval()
 
@@ -79,7 +74,7 @@ def _family(folder: Path, raw: dict[str, Any]) -> ModuleType:
     for family in FAMILIES:
         if family.matches(raw):
             return family
-    known = [RecurrentDepthConfig.model_type] + [f.__name__.rsplit(".", 1)[-1] for f in FAMILIES]
+    known = [f.__name__.rsplit(".", 1)[-1] for f in FAMILIES]
     raise ValueError(f"model_type={raw.get('model_type')!r} in {folder / 'config.json'} is unknown; known: {known}")
 
 
@@ -98,7 +93,10 @@ def _files(folder: Path) -> list[Path]:
 def _convert(
     folder: Path, raw: dict[str, Any], family: ModuleType, dtype: torch.dtype | None
 ) -> RecurrentDepthForCausalLM:
-    config = family.convert_config(raw)
+    try:
+        config = family.convert_config(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
     tensors: dict[str, Tensor] = {}
     for path in _files(folder):
         try:

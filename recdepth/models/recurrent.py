@@ -232,9 +232,10 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
         batch, time = input_ids.shape
-        if time > self.config.max_position_embeddings and attention_mask is None:
+        longest = time if attention_mask is None else int(attention_mask.sum(-1).max())
+        if longest > self.config.max_position_embeddings:
             raise ValueError(
-                f"{time} tokens exceed the context of max_position_embeddings="
+                f"{longest} tokens exceed the context of max_position_embeddings="
                 f"{self.config.max_position_embeddings}; shorten the input"
             )
         if attention_mask is None:

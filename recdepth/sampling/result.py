@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass
@@ -15,7 +15,8 @@ class SampleStats:
         prefill_passes: sequential applications of the core in the parallel pass over the prompts.
         token_passes: recurrences times lanes while decoding (the work that core passes did).
         readouts: lanes decoded to logits.
-        recurrences_per_token: mean recurrences that a position had had when it was committed (its age).
+        committed: positions committed while decoding (the prefill gives each row's first token).
+        recurrences_per_token: mean recurrences that these positions had had when they were committed (their ages).
         flips: drafts that changed.
         prefill_seconds, decode_seconds: wall-clock time; the first includes allocating buffers and drawing noise.
         tokens_per_second: new tokens over all of that time.
@@ -26,6 +27,7 @@ class SampleStats:
     prefill_passes: int = 0
     token_passes: int = 0
     readouts: int = 0
+    committed: int = 0
     recurrences_per_token: float = 0.0
     flips: int = 0
     prefill_seconds: float = 0.0
@@ -33,16 +35,10 @@ class SampleStats:
     tokens_per_second: float = 0.0
 
     def add(self, other: SampleStats) -> SampleStats:
-        """Sum over two calls, rates weighted by new tokens."""
-        weight = self.new_tokens * self.recurrences_per_token + other.new_tokens * other.recurrences_per_token
-        total = SampleStats(
-            **{
-                name: getattr(self, name) + getattr(other, name)
-                for name in self.__dataclass_fields__
-                if name not in ("recurrences_per_token", "tokens_per_second")
-            }
-        )
-        total.recurrences_per_token = weight / max(total.new_tokens, 1)
+        """The sum over two calls, with the rates over both."""
+        total = SampleStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        recurrences = self.committed * self.recurrences_per_token + other.committed * other.recurrences_per_token
+        total.recurrences_per_token = recurrences / max(total.committed, 1)
         total.tokens_per_second = total.new_tokens / max(total.prefill_seconds + total.decode_seconds, 1e-9)
         return total
 

@@ -96,7 +96,6 @@ class Wavefront:
             self.states[:, begin : begin + 256] = noise
         self.fresh_states = self.states.clone() if policy.on_flip != "keep" else self.states
         self._recurrences = 0
-        self._committed = 0
 
     @torch.inference_mode()
     def run(self) -> list[list[int]]:
@@ -105,6 +104,8 @@ class Wavefront:
         Returns:
             the new tokens of each prompt.
         """
+        if self.tracer is not None:
+            self.tracer.start([self.front.tokens[i, :n].tolist() for i, n in enumerate(self.front.prompt)])
         if self.policy.prefill:
             self._prefill()
         else:
@@ -120,7 +121,7 @@ class Wavefront:
         stats = self.stats
         stats.decode_seconds = time.perf_counter() - self._clock
         stats.new_tokens = sum(map(len, self.tokens))
-        stats.recurrences_per_token = self._recurrences / max(self._committed, 1)
+        stats.recurrences_per_token = self._recurrences / max(stats.committed, 1)
         stats.tokens_per_second = stats.new_tokens / max(stats.prefill_seconds + stats.decode_seconds, 1e-9)
         return self.tokens
 
@@ -223,8 +224,7 @@ class Wavefront:
             self.front.forget_age(lanes, outcome.behind_flip)
 
     def _settle(self, lanes: Lanes, outcome: Outcome) -> None:
-        count = int(outcome.committed.sum())
-        self._committed += count
+        self.stats.committed += int(outcome.committed.sum())
         self._recurrences += int(outcome.age[outcome.committed].sum())
         early = outcome.committed & (outcome.depth < self.policy.num_steps)
         if self.policy.kv == "per_depth" and early.any():
@@ -256,8 +256,6 @@ class Wavefront:
             where = self._upload(positions[rows, columns])
             self.cache.settle(self._upload(rows), where, torch.full_like(where, steps))
         self.stats.prefill_passes += steps
-        if self.tracer is not None:
-            self.tracer.start([front.tokens[i, :n].tolist() for i, n in enumerate(front.prompt)])
         front.open_after_prefill(first[:, 0].cpu().numpy())
 
     def _release_finished(self) -> None:

@@ -178,6 +178,8 @@ def test_bad_calls_of_forward():
         model(torch.zeros(1, 3, dtype=torch.long), num_steps=0)
     with pytest.raises(ValueError, match="max_position_embeddings=48"):
         model(torch.zeros(1, 49, dtype=torch.long))
+    with pytest.raises(ValueError, match="49 tokens exceed the context"):
+        model(torch.zeros(1, 60, dtype=torch.long), attention_mask=(torch.arange(60) >= 11).long()[None])
 
 
 def test_bfloat16_stays_close_and_gives_float32_logits():

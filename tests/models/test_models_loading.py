@@ -75,6 +75,31 @@ def test_a_retrofitted_llama_is_not_mistaken_for_a_huginn(folder):
         recdepth.load_model(folder)
 
 
+def test_our_own_format_is_checked_as_well(tmp_path):
+    model = recdepth.RecurrentDepthForCausalLM(recdepth.RecurrentDepthConfig(hidden_size=8, num_attention_heads=2))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"norm\.weight is missing"):
+        recdepth.load_model(tmp_path)
+    _edit(tmp_path, num_attention_heads=3)
+    with pytest.raises(ValueError, match=r"config\.json: impossible model settings"):
+        recdepth.load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
+    _edit(tmp_path, num_attention_heads=2)
+    with pytest.raises(ValueError, match="cannot be read"):
+        recdepth.load_model(tmp_path)
+
+
+def test_a_huginn_config_that_lacks_a_key(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["n_embd"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json needs n_embd"):
+        recdepth.load_model(folder)
+
+
 def test_no_tokenizer(folder):
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is missing"):
         recdepth.load_tokenizer(folder)
@@ -87,5 +112,7 @@ def test_impossible_configurations_name_everything_at_once():
         ValueError, match=r"hidden_size=30 is not divisible by num_attention_heads=4; take hidden_size=32"
     ):
         recdepth.RecurrentDepthConfig(hidden_size=30, num_attention_heads=4)
+    with pytest.raises(ValueError, match=r"(?s)intermediate_size=-8.*norm_eps=-1"):
+        recdepth.RecurrentDepthConfig(intermediate_size=-8, norm_eps=-1)
     with pytest.raises(ValueError, match="even head size"):
         recdepth.RecurrentDepthConfig(hidden_size=12, num_attention_heads=4)

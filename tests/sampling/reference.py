@@ -1,4 +1,4 @@
-"""The sampler of DESIGN section 4 written for a reader: one row, one lane at a time, everything kept per position."""
+"""The sampler of docs/sampler.md written for a reader: one row, one lane at a time, everything kept per position."""
 
 from __future__ import annotations
 

@@ -154,8 +154,18 @@ def test_bad_token_choices_are_all_named():
 
 
 def test_a_trace_holds_one_batch(model):
-    with pytest.raises(ValueError, match="one batch"):
-        SAMPLERS[0](model, [[1], [2]], max_new_tokens=2, batch_size=1, trace=Trace())
+    for sampler in (SAMPLERS[0], DiffusionForcing(num_steps=3, inner_steps=1, prefill_steps=0)):
+        with pytest.raises(ValueError, match="one batch"):
+            sampler(model, [[1], [2]], max_new_tokens=2, batch_size=1, trace=Trace())
+
+
+def test_means_over_several_batches_count_what_was_committed(model):
+    sampler = Autoregressive(num_steps=5)
+    [first] = sampler(model, [[1, 2]], max_new_tokens=1).tokens
+    prompts = [[1, 2], [3, 4]]  # the first ends with its prefill, so commits nothing while decoding
+    stats = sampler(model, prompts, max_new_tokens=4, stop_tokens=first, batch_size=1).stats
+    assert stats.committed == stats.new_tokens - 2
+    assert stats.recurrences_per_token == (5 if stats.committed else 0)
 
 
 def test_bfloat16_models_sample(model):

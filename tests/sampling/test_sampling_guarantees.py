@@ -1,4 +1,4 @@
-"""What DESIGN section 4 promises, over random models (contracting or not), prompts, seeds and settings."""
+"""What docs/sampler.md promises, over random models (contracting or not), prompts, seeds and settings."""
 
 import os
 import sys

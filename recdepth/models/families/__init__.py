@@ -6,6 +6,6 @@ A family is a module with ``matches(config) -> bool``, ``convert_config(config) 
 
 from types import ModuleType
 
-from . import huginn
+from . import huginn, native
 
-FAMILIES: tuple[ModuleType, ...] = (huginn,)
+FAMILIES: tuple[ModuleType, ...] = (native, huginn)

@@ -28,6 +28,10 @@ def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:
     Raises:
         ValueError: for a variant of the format that this family does not cover.
     """
+    needed = ["n_embd", "n_heads", "intermediate_size", "vocab_size", "block_size"]
+    needed += [f"n_layers_in_{part}" for part in ("prelude", "recurrent_block", "coda")]
+    if missing := [key for key in needed if key not in config]:
+        raise ValueError(f"a huginn_raven checkpoint's config.json needs {', '.join(missing)}")
     expected = {"injection_type": "linear", "bias": False}
     for key, value in expected.items():
         if config.get(key, value) != value:
