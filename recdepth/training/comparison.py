@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from recdepth.data import DataModule
+from recdepth.data import DataModule, EvaluationItem
 from recdepth.evaluation import compare, comparison_samplers
 from recdepth.evaluation.compare import Row
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.reporting import plot_wavefront, print_comparison, write_comparison
-from recdepth.sampling import Trace
+from recdepth.reporting import WavefrontGrid, plot_wavefront, print_comparison, write_comparison
+from recdepth.sampling import Sampler, Trace
 
 from .loggers import log_image, log_table
 from .ranges import at_least_one
 from .seams import eager_seams
+
+log = logging.getLogger(__name__)
 
 
 class Comparison:
@@ -71,19 +74,36 @@ class Comparison:
                 batch_size=self.batch_size,
                 seed=seed,
             )
-            trace = Trace()
-            samplers["df-headway"](
+        print_comparison(rows)
+        try:
+            write_comparison(rows, folder)  # the numbers first, then their picture
+        finally:
+            log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
+        log_image(loggers, "comparison_plot", folder / "comparison.png")
+        trace = _trace(samplers["df-headway"], model, data, items[: self.speed_prompts], seed)
+        if trace is None:
+            log.info("No wavefront: the first token ended the text, for every prompt tried")
+        else:
+            plot_wavefront(trace, folder / "wavefront.png", data.decode, num_steps=self.num_steps)
+            log_image(loggers, "wavefront", folder / "wavefront.png")
+        return rows
+
+
+def _trace(
+    sampler: Sampler, model: RecurrentDepthForCausalLM, data: DataModule, items: Iterable[EvaluationItem], seed: int
+) -> Trace | None:
+    """A trace of the first item whose text does not end with its first token."""
+    for item in items:
+        trace = Trace()
+        with eager_seams(model):
+            sampler(
                 model,
-                [items[0].prompt_ids],
+                [item.prompt_ids],
                 max_new_tokens=data.max_new_tokens,
                 stop_tokens=data.stop_tokens,
                 seed=seed,
                 trace=trace,
             )
-        print_comparison(rows)
-        write_comparison(rows, folder)
-        plot_wavefront(trace, folder / "wavefront.png", data.decode, num_steps=self.num_steps)
-        log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
-        log_image(loggers, "comparison_plot", folder / "comparison.png")
-        log_image(loggers, "wavefront", folder / "wavefront.png")
-        return rows
+        if WavefrontGrid.possible(trace):
+            return trace
+    return None

@@ -2,18 +2,20 @@
 
 import json
 import math
+import signal
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch.optim import AdamW
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.data import PointerChase, TaskData, WordProblems
 from recdepth.objectives import NextToken
-from recdepth.sampling import Autoregressive
+from recdepth.sampling import Autoregressive, DiffusionForcing
 from recdepth.training import (
     Constant,
     Curriculum,
@@ -25,6 +27,9 @@ from recdepth.training import (
     TrainingModule,
     WarmupStableDecay,
 )
+from recdepth.training.callbacks import Export, StopOnCtrlC
+from recdepth.training.callbacks.throughput import not_training
+from recdepth.training.comparison import Comparison, log
 from recdepth.training.seams import eager_seams
 
 
@@ -135,7 +140,7 @@ def test_sampler_evaluation_is_of_validation_prompts_then_of_test_prompts(tmp_pa
     fit.fit(training, datamodule=data)
     fit.validate(training, datamodule=data, verbose=False)
     names = [{n for n in line if "/ar" in n} for line in lines(tmp_path)]
-    assert any("val/accuracy/ar" in n for n in names)
+    assert any({"val/accuracy/ar", "val/core_passes_per_token/ar"} <= n for n in names)
     assert "test/accuracy/ar" in names[-1]
     assert "val/accuracy/ar" not in names[-1]
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").open()]
@@ -187,3 +192,81 @@ def test_eager_seams_set_the_compiled_ones_aside() -> None:
         assert not model.training
     assert model.embed is compiled
     assert model.training
+
+
+def test_the_curriculum_is_logged_whatever_log_every_n_steps(tmp_path) -> None:
+    data = TaskData(PointerChase(symbols=4, max_hops=3, level=1), sequence_length=80, max_new_tokens=36, batch_size=4)
+    curriculum = Curriculum(Autoregressive(num_steps=1), every_n_steps=2, items=2)
+    callbacks = (Throughput(), curriculum)
+    trainer(tmp_path, *callbacks, limit_val_batches=0, log_every_n_steps=0).fit(module(data), datamodule=data)
+    assert [line["step"] for line in lines(tmp_path) if "curriculum/accuracy" in line] == [2, 4]
+
+
+def test_a_curriculums_time_is_not_training_time(monkeypatch) -> None:
+    clock = iter([10.0, 100.0, 105.0])
+    monkeypatch.setattr("recdepth.training.callbacks.throughput.time.monotonic", lambda: next(clock))
+    throughput = Throughput()
+    with not_training(SimpleNamespace(callbacks=[throughput])):
+        pass
+    assert throughput._since == 15.0
+
+
+def test_an_export_that_fails_does_not_hide_the_error(tmp_path, monkeypatch, caplog) -> None:
+    class Broken(Callback):
+        def on_train_batch_end(self, *args) -> None:
+            raise RuntimeError("the cause")
+
+    def no_room(folder, *args, **kwargs) -> None:
+        folder.mkdir()
+        raise OSError("no space left")
+
+    data = word_problems()
+    training = module(data)
+    monkeypatch.setattr(training.model, "save_pretrained", no_room)
+    with pytest.raises(RuntimeError, match="the cause"):
+        trainer(tmp_path, Broken(), Export(tmp_path / "model", data.tokenizer)).fit(training, datamodule=data)
+    assert f"{tmp_path / 'model'}: no space left" in caplog.text
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_ctrl_c_stops_an_evaluation_between_its_batches(tmp_path) -> None:
+    data = word_problems()
+    stop, calls = StopOnCtrlC(), []
+
+    def ctrl_c(*args, **kwargs):
+        calls.append(1)
+        signal.raise_signal(signal.SIGINT)
+        return Autoregressive(num_steps=1)(*args, **kwargs)
+
+    evaluation = SamplerEvaluation({"ar": ctrl_c}, items=3, batch_size=1)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            trainer(tmp_path, stop, evaluation).validate(module(data), datamodule=data, verbose=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("stopping", "drawn"), [(0, True), (1, True), (2, False)])
+def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, stopping, drawn) -> None:
+    data = word_problems()
+    data.max_new_tokens = 3
+    model = module(data).model
+    drafts = DiffusionForcing(num_steps=4)
+    calls = []
+
+    def sampler(*args, **kwargs):
+        if kwargs.get("trace") is not None:
+            calls.append(1)
+            kwargs["max_new_tokens"] = 1 if len(calls) <= stopping else 3
+        return drafts(*args, **{**kwargs, "stop_tokens": []})
+
+    monkeypatch.setattr("recdepth.training.comparison.compare", lambda *args, **kwargs: [])
+    monkeypatch.setattr("recdepth.training.comparison.comparison_samplers", lambda _: {"df-headway": sampler})
+    monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
+    monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
+    caplog.set_level("INFO", logger=log.name)
+    Comparison(num_steps=2, accuracy_prompts=2, speed_prompts=2)(model, data, tmp_path, [], 0)
+    assert (tmp_path / "wavefront.png").exists() is drawn
+    assert ("No wavefront" in caplog.text) is not drawn

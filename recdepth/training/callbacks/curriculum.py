@@ -13,6 +13,8 @@ from recdepth.sampling import Sampler
 from ..module import TrainingModule
 from ..ranges import at_least_one
 from ..seams import eager_seams
+from .interrupt import stop_if_asked
+from .throughput import not_training
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Curriculum(Callback):
             return
         self._looked_at = step
         data = trainer.datamodule  # type: ignore[attr-defined]
-        with eager_seams(pl_module.model):
+        with not_training(trainer), eager_seams(pl_module.model):
             accuracy = evaluate(
                 self.sampler,
                 pl_module.model,
@@ -85,6 +87,7 @@ class Curriculum(Callback):
                 stop_tokens=data.stop_tokens,
                 batch_size=self.items,
                 seed=pl_module.seed,
+                on_batch=lambda _: stop_if_asked(trainer),
             ).accuracy
         if accuracy >= self.threshold and data.level < data.max_level:
             data.level += 1
@@ -92,8 +95,10 @@ class Curriculum(Callback):
             self._mean = min(self._mean + self.recurrence_per_level, max(self.max_recurrence, self._mean))
             pl_module.set_mean_recurrence(self._mean)
             log.info(f"Step {step}: accuracy {accuracy:.0%}, on to level {data.level}, mean depth {self._mean:g}")
-        pl_module.log("curriculum/level", float(data.level))
-        pl_module.log("curriculum/accuracy", accuracy)
+        metrics = {"curriculum/level": float(data.level), "curriculum/accuracy": accuracy}
+        pl_module.log_dict(metrics, logger=False)  # the module's own logging follows log_every_n_steps
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean_recurrence": self._mean, "looked_at": self._looked_at}

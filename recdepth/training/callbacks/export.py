@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..module import TrainingModule
+
+log = logging.getLogger(__name__)
 
 
 @rank_zero_only
@@ -18,8 +22,12 @@ def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
+    try:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
@@ -43,5 +51,9 @@ class Export(Callback):
         export_model(pl_module.model, self.tokenizer, self.folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.global_step > 0:
+        if trainer.global_step == 0:
+            return
+        try:
             self.on_train_end(trainer, pl_module)
+        except (OSError, SafetensorError) as error:  # a full disk must not hide why training ended
+            log.error("The model could not be written to %s: %s", self.folder, error)

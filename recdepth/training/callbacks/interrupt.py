@@ -20,7 +20,7 @@ class StopOnCtrlC(Callback):
         self._asked = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._asked = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
@@ -33,10 +33,13 @@ class StopOnCtrlC(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
+        self.check()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Stop here if that was asked for."""
         if self._asked:
             raise KeyboardInterrupt
 
@@ -44,3 +47,10 @@ class StopOnCtrlC(Callback):
         self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info("Stopping after this step (Ctrl-C again: at once) …")
+
+
+def stop_if_asked(trainer: Trainer) -> None:
+    """For long work inside other callbacks: stop here after a Ctrl-C, as between two batches."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopOnCtrlC):
+            callback.check()

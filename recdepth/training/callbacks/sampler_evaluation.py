@@ -17,6 +17,7 @@ from ..loggers import log_table
 from ..module import TrainingModule
 from ..ranges import at_least_one
 from ..seams import eager_seams
+from .interrupt import stop_if_asked
 
 
 class SamplerEvaluation(Callback):
@@ -24,7 +25,7 @@ class SamplerEvaluation(Callback):
 
     During training, at every validation, on prompts of the validation split (``val/accuracy/<name>`` …); after it, on
     prompts of the test split (``test/accuracy/<name>`` …), with a table of all samplers. A few samples of each go to
-    ``samples.jsonl`` in the run folder.
+    ``samples.jsonl`` in the run folder. Core passes count once for all prompts of a batch.
 
     Args:
         samplers: by name.
@@ -70,6 +71,7 @@ class SamplerEvaluation(Callback):
                     f"{prefix}/accuracy/{name}": found.accuracy,
                     f"{prefix}/tokens_per_second/{name}": found.stats.tokens_per_second,
                     f"{prefix}/recurrences_per_token/{name}": found.stats.recurrences_per_token,
+                    f"{prefix}/core_passes_per_token/{name}": found.stats.core_passes / new,
                     f"{prefix}/token_passes_per_token/{name}": found.stats.token_passes / new,
                 },
                 batch_size=1,
@@ -93,6 +95,7 @@ class SamplerEvaluation(Callback):
                 stop_tokens=data.stop_tokens,
                 batch_size=self.batch_size,
                 seed=module.seed,
+                on_batch=lambda _: stop_if_asked(trainer),
             )
 
     def _write_samples(self, trainer: Trainer, name: str, split: Any, found: Evaluation) -> None:
@@ -130,5 +133,6 @@ def _row(name: str, sampler: Sampler, found: Evaluation) -> dict[str, Any]:
         "accuracy_high": found.high,
         "tokens_per_second": stats.tokens_per_second,
         "recurrences_per_token": stats.recurrences_per_token,
+        "core_passes_per_token": stats.core_passes / max(stats.new_tokens, 1),
         "token_passes_per_token": stats.token_passes / max(stats.new_tokens, 1),
     }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Logs ``train/tokens_per_second``: token positions trained on per second, validation not counted."""
+    """Logs ``train/tokens_per_second``: token positions trained on per second, without validation and curriculum."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -23,7 +25,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._tokens += batch["input_ids"].numel() * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (batch_idx + 1) % every:
             return
         now = time.monotonic()
         pl_module.log("train/tokens_per_second", self._tokens / max(now - self._since, 1e-9))
@@ -33,4 +36,18 @@ class Throughput(Callback):
         self._paused = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since += time.monotonic() - self._paused
+        self.leave_out(time.monotonic() - self._paused)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so much of the time since the last number."""
+        self._since += seconds
+
+
+@contextmanager
+def not_training(trainer: Trainer) -> Iterator[None]:
+    """For long work inside other callbacks: its time does not count as training."""
+    began = time.monotonic()
+    yield
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Throughput):
+            callback.leave_out(time.monotonic() - began)
