@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
-from .models import RecurrentDepthForCausalLM, can_compile
-from .reporting import plot_wavefront, write_report
+from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .reporting import WavefrontGrid, plot_wavefront, write_report
 from .sampling import SampleStats, Trace
-from .settings import ConfigError, keyed
+from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
 from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
+from .training.callbacks.export import export_model
 from .training.loggers import log_image, log_model
 
 log = logging.getLogger(__name__)
@@ -36,12 +39,11 @@ def train(cfg: DictConfig) -> float | None:
         KeyboardInterrupt: after Ctrl-C, when the run folder is in order.
     """
     lifecycle.quiet()
-    checks.check_train(cfg)
-    if cfg.allocator:
+    data = checks.check_train(cfg)
+    _check_resume(cfg)
+    if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
-    data = checks.build(cfg, "data")
-    checks.check_data(cfg, data)
     folder = Path(cfg.paths.run_dir)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
@@ -50,10 +52,24 @@ def train(cfg: DictConfig) -> float | None:
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
-        if trainer.is_global_zero:
-            _after_training(cfg, trainer, module, data, folder)
+        if not trainer.is_global_zero:
+            return None  # the first process has the metrics, writes the report and gives the result
+        _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
         return checks.optimized_metric(cfg, metrics.latest)
+
+
+def _check_resume(cfg: DictConfig) -> None:
+    """Raise ConfigError for a checkpoint that cannot be read, or that has all of the steps already."""
+    if cfg.resume is None:
+        return
+    path = checks.checkpoint_path(cfg.resume)
+    try:
+        step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
+    if 0 < cfg.trainer.max_steps <= step:
+        raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}"])
 
 
 def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
@@ -101,6 +117,10 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
     checkpoint = checks.checkpoint_path(cfg.resume) if cfg.resume else None
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if not (folder / "model").is_dir():  # nothing was left to train: a resumed run whose time was over
+            export_model(module.model, data.tokenizer, folder / "model")
+        if cfg.trainer.limit_val_batches:
+            trainer.validate(module, datamodule=data, verbose=False)
     except SystemExit as stopped:  # how Lightning leaves after Ctrl-C
         if not trainer.interrupted:
             raise
@@ -108,8 +128,6 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
         if (folder / "checkpoints").is_dir():
             log.info("To go on: the same command with resume=%s", folder)
         raise KeyboardInterrupt from stopped
-    if cfg.trainer.limit_val_batches:
-        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def _after_training(
@@ -117,6 +135,7 @@ def _after_training(
 ) -> None:
     """Compare the samplers if asked to, write the report, hand model and pictures to the loggers."""
     if cfg.compare:
+        module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
     log_model(trainer.loggers, folder / "model")
     if cfg.report:
@@ -167,7 +186,7 @@ def sample(cfg: DictConfig) -> list[str]:
                 trace=trace if begin == 0 else None,
             )
         except ValueError as error:
-            raise ConfigError(keyed("sampler", str(error))) from error
+            raise ConfigError(_problems(error)) from error
         for prompt, tokens in zip(prompts, result.tokens, strict=True):
             texts.append(source.decode(tokens))
             score = prompt.score(tokens) if prompt.score is not None else None
@@ -175,16 +194,25 @@ def sample(cfg: DictConfig) -> list[str]:
             record = {
                 "sampler": sampler.name,
                 **asdict(sampler),
-                "seed": cfg.seed,
-                "temperature": cfg.temperature,
+                **{name: cfg[name] for name in ("seed", "temperature", "top_k", "top_p", "min_p")},
+                "max_new_tokens": new_tokens,
+                "model": str(source.path),
             }
             record |= {"prompt": prompt.text, "text": texts[-1], "answer": prompt.answer, "score": score}
             append_jsonl([folder, source.run_folder], record)
         total = total.add(result.stats)
     show_stats(total)
-    if trace is not None:
+    if trace is not None and not WavefrontGrid.possible(trace):
+        show("No wavefront: the first token ended the text")
+    elif trace is not None:
         show(f"Wavefront: {plot_wavefront(trace, folder / 'wavefront.png', source.decode)}")
     return texts
+
+
+def _problems(error: ValueError) -> list[str]:
+    """What a sampler objects to at its call; its own arguments are top-level settings here."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return [line.removeprefix("- ") for line in lines if line.startswith("- ")] or [" ".join(lines)]
 
 
 def _source(cfg: DictConfig) -> Source:
@@ -201,14 +229,17 @@ def _source(cfg: DictConfig) -> Source:
 
 
 def _data_of(folder: Path) -> DataModule:
-    """The data that a run was trained on, from its own configuration."""
+    """The data that a run was trained on, from its own configuration, with the tokenizer beside its model."""
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         raise ConfigError([f"run_dir={folder} has no .hydra/config.yaml; give model_path={folder / 'model'}"])
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
+    given = {}
     try:
-        return checks.build(config, "data")
+        if "tokenizer" in config.data:
+            config.data.tokenizer, given = None, {"tokenizer": load_tokenizer(folder / "model")}
+        return checks.build(config, "data", **given)
     except (ValueError, OSError) as error:
         remedy = f"give model_path={folder / 'model'} and prompt='…'"
         raise ConfigError([f"run_dir={folder}: its data cannot be built ({error}); {remedy}"]) from error

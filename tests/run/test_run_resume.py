@@ -1,9 +1,11 @@
 """A run that is stopped and resumed ends where an uninterrupted one does."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from recdepth import run
+from recdepth.settings import ConfigError
 
 STEPS = ["logger=none", "callbacks=checkpoint", "trainer.limit_val_batches=1", "data.validation_items=16"]
 STEPS += ["scheduler.warmup=0.2", "objective.depth_growth=0.5"]
@@ -31,3 +33,24 @@ def test_a_checkpoint_holds_plain_types_only_and_a_run_folder_will_do(tiny, tmp_
     assert checkpoint["TaskData"]["position"] == 2
     run.train(tiny(*STEPS, "trainer.max_steps=3", f"resume={tmp_path / 'first'}", folder="second"))
     assert torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_run_that_has_all_its_steps_is_not_resumed(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=2", folder="first"))
+    with pytest.raises(ConfigError, match=f"resume={tmp_path / 'first'} is at step 2; raise trainer.max_steps above 2"):
+        run.train(tiny(*STEPS, "trainer.max_steps=2", f"resume={tmp_path / 'first'}", folder="second"))
+    (tmp_path / "notes.ckpt").write_text("no checkpoint")
+    with pytest.raises(ConfigError, match="is not a checkpoint"):
+        run.train(tiny(*STEPS, f"resume={tmp_path / 'notes.ckpt'}", folder="third"))
+
+
+def test_a_run_whose_time_is_over_is_exported_all_the_same(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=2", "trainer.max_time='00:00:01:00'", folder="first"))
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"] = 100.0
+    torch.save(checkpoint, path)
+    late = [f"resume={tmp_path / 'first'}", "trainer.max_steps=9", "trainer.max_time='00:00:01:00'"]
+    run.train(tiny(*STEPS, *late, folder="second"))
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
