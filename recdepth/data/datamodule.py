@@ -24,6 +24,33 @@ _BLOCK_SECONDS = 0.05  # blocks grow while they take less than this
 _PROBE = 32  # items whose length is checked at construction
 
 
+def size_problems(
+    sequence_length: int | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    validation_items: int | None = None,
+) -> list[str]:
+    """What is wrong with the sizes that are given."""
+    wrong = [
+        f"data.{name}={value} must be at least {least}"
+        for name, value, least in (
+            ("sequence_length", sequence_length, 2),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("validation_items", validation_items, 1),
+        )
+        if value is not None and value < least
+    ]
+    if sequence_length is not None and max_new_tokens is not None and max_new_tokens >= sequence_length:
+        wrong.append(
+            f"data.max_new_tokens={max_new_tokens} leaves no room for a prompt in data.sequence_length="
+            f"{sequence_length}; lower it or set data.sequence_length={max_new_tokens + 1} or more"
+        )
+    return wrong
+
+
 class DataModule(lightning.LightningDataModule, ABC):
     """What training, evaluation and sampling need from data, be it a task or text.
 
@@ -47,21 +74,7 @@ class DataModule(lightning.LightningDataModule, ABC):
         num_workers: int,
     ) -> None:
         super().__init__()
-        wrong = [
-            f"data.{name}={value} must be at least {least}"
-            for name, value, least in (
-                ("sequence_length", sequence_length, 2),
-                ("max_new_tokens", max_new_tokens, 1),
-                ("batch_size", batch_size, 1),
-                ("num_workers", num_workers, 0),
-            )
-            if value < least
-        ]
-        if max_new_tokens >= sequence_length:
-            wrong.append(
-                f"data.max_new_tokens={max_new_tokens} leaves no room for a prompt in data.sequence_length="
-                f"{sequence_length}; lower it or set data.sequence_length={max_new_tokens + 1} or more"
-            )
+        wrong = size_problems(sequence_length, max_new_tokens, batch_size, num_workers)
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             wrong.append(
                 "data.tokenizer needs an eos_token and a pad_token; use recdepth.data.pretrained_tokenizer, "

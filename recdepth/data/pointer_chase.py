@@ -65,7 +65,7 @@ class PointerChase(ProceduralTask):
             if value is not None and not 1 <= value <= max(max_hops, 1):
                 wrong.append(f"{key}={value} must be 1 to max_hops={max_hops}; lower it or raise max_hops")
         if wrong:
-            raise ValueError("PointerChase: " + "; ".join(wrong))
+            raise ValueError("; ".join(wrong))
         self.symbols, self.max_level = ascii_lowercase[:symbols], max_hops
         self.evaluation_hops, self.chained = evaluation_hops, chained
         self._level = max_hops if level is None else level

@@ -49,13 +49,13 @@ class ReasoningGym(ProceduralTask):
     ) -> None:
         super().__init__(seed)
         if train_items is not None and train_items < 1:
-            raise ValueError(f"ReasoningGym: train_items={train_items} must be at least 1, or null for no limit")
+            raise ValueError(f"train_items={train_items} must be at least 1, or null for no limit")
         self.name, self.train_items = task, train_items
         settings = {"size": _SIZE, **(config or {})}
         self._dataset = _create(task, {"seed": seed * settings["size"], **settings})
         self._entries = int(settings["size"]) // len(SPLITS)
         if self._entries < 1:
-            raise ValueError(f"ReasoningGym: config.size={settings['size']} must be at least {len(SPLITS)}")
+            raise ValueError(f"config.size={settings['size']} must be at least {len(SPLITS)}")
         self._kept: dict[int, Item] = {}
 
     def item(self, split: Split, index: int) -> Item:

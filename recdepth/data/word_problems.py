@@ -76,7 +76,7 @@ class WordProblems(ProceduralTask):
         if max_total < 2 * max_operand:
             wrong.append(f"max_total={max_total} must be at least twice max_operand={max_operand}; raise it")
         if wrong:
-            raise ValueError("WordProblems: " + "; ".join(wrong))
+            raise ValueError("; ".join(wrong))
         self.min_steps, self.max_steps = min_steps, max_steps
         self.max_operand, self.max_total = max_operand, max_total
 
