@@ -1,23 +1,28 @@
-"""Everything that can be wrong with a configuration, found before any work and reported at once."""
+"""Everything that can be wrong with a configuration of train.py, found before any work and reported at once."""
 
 from __future__ import annotations
 
-import math
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from . import lifecycle
+from .checks_sample import check_sample
 from .data import DataModule, Split
+from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from .settings import ConfigError, Findings, arguments, keyed, mismatch, shown, suggest, targets
-from .sources import DTYPES
+from .nodes import SEEDS, attempt, build, check_nodes, within
+from .settings import ConfigError, Findings, keyed, suggest, targets
 from .training import parameter_groups
+
+__all__ = ["ConfigError", "build", "check_sample", "check_train", "checkpoint_path", "on_cpu", "optimized_metric"]
+
+log = logging.getLogger(__name__)
 
 TRAIN_KEYS: dict[str, Any] = {
     "task_name": str,
@@ -34,113 +39,35 @@ TRAIN_KEYS: dict[str, Any] = {
     **dict.fromkeys(("paths", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
     **dict.fromkeys(("callbacks", "logger"), dict | None),
 }
-SAMPLE_KEYS: dict[str, Any] = {
-    "task_name": str,
-    **dict.fromkeys(("run_dir", "model_path", "dtype"), str | None),
-    "prompt": str | list[str] | None,
-    "max_new_tokens": int | None,
-    **dict.fromkeys(("num_prompts", "top_k", "seed", "batch_size"), int),
-    **dict.fromkeys(("temperature", "top_p", "min_p"), float),
-    "device": str,
-    "allocator": bool,
-    "trace": bool,
-    **dict.fromkeys(("paths", "sampler"), dict),
-}
 
 
-def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
-    """Instantiate the node at ``key``; its constructor's complaints become a ConfigError that names the key."""
-    node = OmegaConf.select(cfg, key)
-    try:
-        return instantiate(node, _convert_="all", **runtime)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):
-            raise ConfigError(keyed(key, str(cause))) from cause
-        if isinstance(cause, ModuleNotFoundError):  # an extra that is not installed; its message names the remedy
-            raise ConfigError([str(cause)]) from cause
-        raise cause or error from None
-
-
-def check_train(cfg: DictConfig) -> None:
+def check_train(cfg: DictConfig) -> DataModule:
     """Check a training configuration.
+
+    Returns:
+        the data, which had to be built for that.
 
     Raises:
         ConfigError: naming every problem.
     """
     found = Findings()
-    _check_nodes(cfg, TRAIN_KEYS, found)
+    check_nodes(cfg, TRAIN_KEYS, found)
     _check_constructors(cfg, found)
+    data = _check_data(cfg, found)
     for keys, check in _ACROSS.items():
         if not found.touch(*keys):
             found.add(keys[0], check(cfg))
     found.report()
-
-
-def check_sample(cfg: DictConfig) -> None:
-    """Check a sampling configuration.
-
-    Raises:
-        ConfigError: naming every problem.
-    """
-    found = Findings()
-    _check_nodes(cfg, SAMPLE_KEYS, found)
-    if not found.touch("sampler"):
-        found.add("sampler", _attempt(cfg, "sampler"))
-    for key, check in _SAMPLING.items():
-        if not found.touch(key):
-            found.add(key, check(cfg))
-    found.report()
-
-
-def check_data(cfg: DictConfig, data: DataModule) -> None:
-    """Check what only the built data can tell.
-
-    Raises:
-        ConfigError: naming every problem.
-    """
-    problems = []
-    context = cfg.model.max_position_embeddings
-    if data.sequence_length > context:
-        problems.append(
-            f"data.sequence_length={data.sequence_length} exceeds the model's context, model.max_position_embeddings="
-            f"{context}; lower the one or raise the other"
-        )
-    callbacks: dict[str, Any] = dict(cfg.get("callbacks") or {})
-    if "curriculum" in callbacks:
-        task: Any = getattr(data, "task", None)
-        if not hasattr(task, "level") or not hasattr(task, "max_level"):
-            problems.append("callbacks=curriculum needs a task with levels; take data=pointer_chase")
-        elif task.level == task.max_level and cfg.resume is None:
-            highest = f"callbacks=curriculum: the task starts at its highest level, {task.max_level}"
-            problems.append(f"{highest}; set data.task.level=1")
-    needs: list[tuple[Split, int]] = []
-    if "sampler_evaluation" in callbacks:
-        count = callbacks["sampler_evaluation"]["items"]
-        needs += [("validation", count), ("test", count)]
-    if cfg.compare:
-        needs.append(("test", max(cfg.comparison.accuracy_prompts, cfg.comparison.speed_prompts)))
-    for split, count in needs:
-        try:
-            data.evaluation_items(count, split=split)
-        except ValueError as error:
-            problems += keyed("data", str(error))
-    if problems:
-        raise ConfigError(problems)
+    assert data is not None
+    return data
 
 
 def optimized_metric(cfg: DictConfig, metrics: Mapping[str, float]) -> float | None:
-    """The metric that the run returns.
-
-    Raises:
-        ConfigError: when the run did not log it.
-    """
+    """The metric that the run returns; None, with a warning, when the run did not log it."""
     name = cfg.optimized_metric
-    if name is None:
-        return None
-    if name not in metrics:
-        raise ConfigError([f"optimized_metric={name} was not logged by this run{suggest(name, metrics)}"])
-    return metrics[name]
+    if name is not None and name not in metrics:
+        log.warning("optimized_metric=%s was not logged by this run%s", name, suggest(name, metrics))
+    return None if name is None else metrics.get(name)
 
 
 def checkpoint_path(resume: str) -> Path:
@@ -166,47 +93,18 @@ def on_cpu(cfg: DictConfig) -> bool:
 # ------------------------------------------------------------------------------------------------ one node by itself
 
 
-def _check_nodes(cfg: DictConfig, known: Mapping[str, Any], found: Findings) -> None:
-    """Unfilled, unknown and wrongly typed settings, top-level ones and those of every ``_target_``."""
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        found.add(key, [f"{key}=??? has no value; set {key}=…"])
-    for name in map(str, cfg):
-        if name not in known:
-            problem = f"{name}={shown(cfg[name])} is not a setting of this program{suggest(name, known)}"
-            found.add(name, [problem])
-            continue
-        try:
-            node = cfg[name]
-            value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        except OmegaConfBaseException as error:
-            found.add(name, [f"{name}: {str(error).splitlines()[0]}"])
-            continue
-        found.add(name, mismatch(name, value, known[name]))
-        for key, settings in targets(value, name):
-            if not found.touch(key):
-                found.add(key, arguments(key, settings))
-
-
 def _check_constructors(cfg: DictConfig, found: Findings) -> None:
     """What the constructors that cost nothing object to; inner nodes first, so that each problem is named once."""
     keys = ["model", "objective", "scheduler", *(["comparison"] if cfg.compare is True else [])]
     for key in keys:
         if not found.touch(key):
-            found.add(key, _attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
+            found.add(key, attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
     callbacks = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
     for key, node in sorted(targets(callbacks, "callbacks"), key=lambda pair: -pair[0].count(".")):
         if str(node["_target_"]).startswith("recdepth.") and not found.touch(key):
-            found.add(key, _attempt(cfg, key))
-
-
-def _attempt(cfg: DictConfig, key: str, **runtime: Any) -> list[str]:
-    try:
-        build(cfg, key, **runtime)
-    except ConfigError as error:
-        return error.problems
-    return []
+            found.add(key, attempt(cfg, key))
 
 
 def _rates(cfg: DictConfig) -> Iterator[str]:
@@ -224,22 +122,91 @@ def _optimizer(cfg: DictConfig) -> list[str]:
     return []
 
 
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def _check_data(cfg: DictConfig, found: Findings) -> DataModule | None:
+    """Build the data, its parts first, and check what only it can tell. None if there is a problem with it."""
+    if not isinstance(cfg.get("data"), DictConfig) or found.touch("data._target_"):
+        return None
+    for key in ("data.task", "data.source"):
+        if isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig) and not found.touch(key):
+            found.add(key, attempt(cfg, key))
+    if str(cfg.data.get("_target_")).startswith("recdepth."):
+        sizes = [name for name in _SIZES if cfg.data.get(name) is not None and not found.touch(f"data.{name}")]
+        found.add("data", size_problems(**{name: cfg.data[name] for name in sizes}))
+    if found.touch("data"):
+        return None
+    if not found.touch("seed") and not list(within("seed", 0, SEEDS)(cfg)):
+        lifecycle.seed_everything(cfg.seed)  # should its constructor draw random numbers
+    try:
+        data = build(cfg, "data")
+    except ConfigError as error:
+        found.add("data", error.problems)
+        return None
+    except OSError as error:  # a file or a tokenizer that is not there
+        found.add("data", keyed("data", str(error)))
+        return None
+    found.add("data", _context(cfg, data, found))
+    found.add("callbacks.curriculum", _levels(cfg, data))
+    found.add("data", _held_out(cfg, data, found))
+    return data
+
+
+_SIZES = ("sequence_length", "max_new_tokens", "batch_size", "num_workers", "validation_items")
+
+
+def _context(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[str]:
+    if not found.touch("model.max_position_embeddings"):
+        yield from _exceeds(data.sequence_length, cfg.model.get("max_position_embeddings"))
+
+
+def _exceeds(length: int | None, context: int | None) -> Iterator[str]:
+    if length is not None and context is not None and length > context:
+        yield (
+            f"data.sequence_length={length} exceeds the model's context, model.max_position_embeddings={context};"
+            " lower the one or raise the other"
+        )
+
+
+def _levels(cfg: DictConfig, data: DataModule) -> Iterator[str]:
+    if "curriculum" not in (cfg.get("callbacks") or {}):
+        return
+    task: Any = getattr(data, "task", None)
+    if not hasattr(task, "level") or not hasattr(task, "max_level"):
+        yield "callbacks=curriculum needs a task with levels; take data=pointer_chase"
+    elif task.level == task.max_level and cfg.resume is None:
+        yield f"callbacks=curriculum: the task starts at its highest level, {task.max_level}; set data.task.level=1"
+
+
+def _held_out(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[str]:
+    """Whether there are as many held-out prompts as evaluation and comparison ask for."""
+    needs: list[tuple[Split, int]] = []
+    key = "callbacks.sampler_evaluation"
+    if "sampler_evaluation" in (cfg.get("callbacks") or {}) and not found.touch(key):
+        count = OmegaConf.select(cfg, key).get("items", 0)
+        needs += [("validation", count), ("test", count)]
+    if cfg.compare is True and not found.touch("comparison"):
+        needs.append(("test", max(cfg.comparison.accuracy_prompts, cfg.comparison.speed_prompts)))
+    for split, count in needs:
+        try:
+            data.evaluation_items(count, split=split)
+        except ValueError as error:
+            yield from keyed("data", str(error))
+
+
 # ------------------------------------------------------------------------------------------- between nodes, and machine
 
 
 def _never_ends(cfg: DictConfig) -> Iterator[str]:
     trainer = cfg.trainer
     if trainer.max_steps <= 0 and trainer.max_time is None and (trainer.get("max_epochs") or -1) <= 0:
-        yield "trainer.max_steps=-1 and trainer.max_time=null: training would never end; set one of them"
+        limits = f"trainer.max_steps={trainer.max_steps} and trainer.max_time=null"
+        yield f"{limits}: training would never end; set one of them"
 
 
 def _too_long(cfg: DictConfig) -> Iterator[str]:
-    length, context = cfg.data.get("sequence_length"), cfg.model.get("max_position_embeddings")
-    if length is not None and context is not None and length > context:
-        yield (
-            f"data.sequence_length={length} exceeds the model's context, model.max_position_embeddings={context};"
-            " lower the one or raise the other"
-        )
+    yield from _exceeds(cfg.data.get("sequence_length"), cfg.model.get("max_position_embeddings"))
 
 
 def _not_validated(cfg: DictConfig) -> Iterator[str]:
@@ -249,6 +216,44 @@ def _not_validated(cfg: DictConfig) -> Iterator[str]:
             f"optimized_metric={name} needs validation, but trainer.limit_val_batches=0; raise it, or set"
             " optimized_metric=train/loss"
         )
+
+
+def _unknown_metric(cfg: DictConfig) -> Iterator[str]:
+    name, known = cfg.optimized_metric, _metrics(cfg)
+    if name is not None and known is not None and not any(re.fullmatch(pattern, name) for pattern in known.values()):
+        yield f"optimized_metric={name} is not logged by this run{suggest(name, known)}"
+
+
+def _metrics(cfg: DictConfig) -> dict[str, str] | None:
+    """The names of the metrics that the run will log, with patterns; None where parts of others may log any."""
+    callbacks: Any = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
+    names = ["epoch", *(f"train/{name}" for name in ("loss", "depth", "token_accuracy", "lr", "tokens_per_second"))]
+    names += ["val/loss"] if cfg.trainer.limit_val_batches else []
+    patterns: dict[str, str] = {}
+    if cfg.objective.get("_target_") != "recdepth.objectives.NextToken":
+        return None
+    for callback in callbacks.values():
+        match str(callback.get("_target_")).rsplit(".", 1):
+            case ["recdepth.training", "Curriculum"]:
+                names += ["curriculum/level", "curriculum/accuracy"]
+            case ["recdepth.training", "DepthLoss"]:
+                patterns |= {f"val/loss_depth_{depth}": r"val/loss_depth_\d+" for depth in callback.get("depths", [1])}
+            case ["recdepth.training", "SamplerEvaluation"]:
+                splits = ["val", "test"] if callback.get("during_training", True) else ["test"]
+                kinds = [
+                    "accuracy",
+                    "tokens_per_second",
+                    "recurrences_per_token",
+                    "token_passes_per_token",
+                    "core_passes_per_token",
+                ]
+                samplers = callback.get("samplers", {})
+                names += [f"{split}/{kind}/{sampler}" for split in splits for kind in kinds for sampler in samplers]
+            case ["recdepth.training", "Progress"] | ["lightning.pytorch.callbacks", "ModelCheckpoint"]:
+                pass
+            case _:
+                return None
+    return {**{name: re.escape(name) for name in names}, **patterns}
 
 
 def _no_checkpoint(cfg: DictConfig) -> list[str]:
@@ -278,51 +283,8 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs"): _never_ends,
     ("data.sequence_length", "model.max_position_embeddings"): _too_long,
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
+    ("optimized_metric", "callbacks", "objective"): _unknown_metric,
     ("resume",): _no_checkpoint,
+    ("seed",): within("seed", 0, SEEDS),
     ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,
-}
-
-
-def _within(key: str, least: float, most: float = math.inf) -> Callable[[DictConfig], Iterable[str]]:
-    def check(cfg: DictConfig) -> Iterator[str]:
-        if cfg[key] is not None and not least <= cfg[key] <= most:
-            upto = f" and at most {most:g}" if most < math.inf else ""
-            yield f"{key}={cfg[key]} must be at least {least:g}{upto}"
-
-    return check
-
-
-def _above_zero(cfg: DictConfig) -> Iterator[str]:
-    if not 0 < cfg.top_p <= 1:
-        yield f"top_p={cfg.top_p} must be above 0 and at most 1"
-
-
-def _one_source(cfg: DictConfig) -> Iterator[str]:
-    if cfg.run_dir and cfg.model_path:
-        yield f"run_dir={cfg.run_dir} and model_path={cfg.model_path} exclude each other; give one"
-
-
-def _known_dtype(cfg: DictConfig) -> Iterator[str]:
-    if cfg.dtype is not None and cfg.dtype not in DTYPES:
-        yield f"dtype={cfg.dtype} is unknown; take one of {', '.join(DTYPES)}, or null for the model's own"
-
-
-def _there_is_a_gpu(cfg: DictConfig) -> Iterator[str]:
-    if cfg.device.startswith("cuda") and not torch.cuda.is_available():
-        yield f"device={cfg.device}: no GPU is visible; set device=cpu or device=auto"
-    elif cfg.device.split(":")[0] not in ("auto", "cpu", "cuda"):
-        yield f"device={cfg.device} is unknown; take auto, cpu, cuda or cuda:<number>"
-
-
-_SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
-    "num_prompts": _within("num_prompts", 1),
-    "batch_size": _within("batch_size", 1),
-    "max_new_tokens": _within("max_new_tokens", 1),
-    "temperature": _within("temperature", 0),
-    "top_k": _within("top_k", 0),
-    "top_p": _above_zero,
-    "min_p": _within("min_p", 0, 1),
-    "run_dir": _one_source,
-    "dtype": _known_dtype,
-    "device": _there_is_a_gpu,
 }

@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from . import lifecycle
+from .checks import check_sample, check_train
 from .settings import ConfigError
 
 USER_ERROR, INTERRUPTED = 2, 130
+_SWEEP = {"-m", "--multirun"}
+_CHECKS: dict[str, Callable[[DictConfig], Any]] = {"train": check_train, "sample": check_sample}
 
 
 def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_keys: Iterable[str] = ()) -> int:
@@ -36,10 +43,15 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
     arguments = sys.argv[1:]
-    if not {"-m", "--multirun"} & set(arguments):
+    if not _sweeping(arguments):
         sys.argv[1:] = [_quoted(a, text_keys) for a in arguments]
     try:
+        if _sweeping(arguments) and (found := sweep_problems(config_dir, config_name, arguments)):
+            print(ConfigError(found), file=sys.stderr)
+            return USER_ERROR
         main()
+    except ConfigError:  # of a job of a multirun, which has printed it
+        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except (CompactHydraException, OmegaConfBaseException) as error:
@@ -56,14 +68,70 @@ def user_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         print(error, file=sys.stderr)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # this job's failure: the others still run
         raise SystemExit(USER_ERROR) from None  # Hydra lets it pass, and adds nothing
+
+
+def sweep_problems(config_dir: Path, config_name: str, arguments: list[str]) -> list[str]:
+    """What is wrong with the jobs of a multirun, each problem behind the choices that have it.
+
+    Empty where Hydra alone can tell the jobs: with a sweeper of another kind, flags, or overrides that do not fit.
+    """
+    overrides = [a for a in arguments if a not in _SWEEP]
+    if any(a.startswith("-") for a in overrides):
+        return []
+    GlobalHydra.instance().clear()
+    lifecycle.quiet()
+    found: dict[str, list[str]] = {}
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            jobs = _jobs(config_name, overrides)
+            fixed = set(jobs[0]).intersection(*jobs) if jobs else set()
+            for number, job in enumerate(jobs):
+                for problem in _job_problems(config_name, job, number):
+                    found.setdefault(problem, []).append(" ".join(o for o in job if o not in fixed))
+    except (CompactHydraException, OmegaConfBaseException):
+        return []
+    finally:
+        HydraConfig.instance().cfg = None
+    everywhere = [problem for problem, choices in found.items() if len(choices) == len(jobs)]
+    return everywhere + [f"{c}: {p}" for p, choices in found.items() if p not in everywhere for c in choices]
+
+
+def _jobs(config_name: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job, as Hydra's basic sweeper makes them; none with another sweeper."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    plain = [o.input_line for o in parser.parse_overrides(overrides) if not o.is_sweep_override() and o.input_line]
+    sweeper = compose(config_name, overrides=plain, return_hydra_config=True).hydra.sweeper
+    if not str(sweeper._target_).endswith(".BasicSweeper"):
+        return []
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *overrides]), None)
+    return jobs
+
+
+def _job_problems(config_name: str, job: list[str], number: int) -> list[str]:
+    config = compose(config_name, overrides=job, return_hydra_config=True)
+    hydra = config.hydra
+    OmegaConf.set_readonly(hydra, False)
+    hydra.job.num, hydra.job.id = number, str(number)
+    hydra.runtime.output_dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        _CHECKS[config_name](config)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def composition_problems(config_dir: Path, config_name: str, arguments: list[str]) -> Iterator[str]:
     """Explain every command-line override that does not fit the configuration."""
     overrides = [a for a in arguments if "=" in a or a.startswith("~")]
     overrides.sort(key=lambda o: not (config_dir / o.split("=")[0].lstrip("+~").split("@")[0]).is_dir())
-    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    sweeping = _sweeping(arguments)
     good: list[str] = []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
@@ -78,6 +146,10 @@ def composition_problems(config_dir: Path, config_name: str, arguments: list[str
                     yield _explain(choice, error, config)
             if fitting is not None:
                 good.append(fitting)
+
+
+def _sweeping(arguments: list[str]) -> bool:
+    return bool(_SWEEP & set(arguments))
 
 
 def _choices(override: str) -> list[str]:

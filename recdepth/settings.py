@@ -116,13 +116,17 @@ def mismatch(key: str, value: Any, hint: Any) -> Iterator[str]:
 
 
 def keyed(key: str, text: str) -> list[str]:
-    """A constructor's complaint, one entry per bullet, with the node's key in front."""
+    """A constructor's complaints, each with the node's key in front (``""``: that of the whole configuration).
+
+    Complaints are bullets, or joined by semicolons where each begins with ``name=``.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    bullets = [line.removeprefix("- ") for line in lines if line.startswith("- ")] or [" ".join(lines)]
+    bullets = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    bullets = bullets or re.split(r"; (?=[\w.]+=)", " ".join(lines))
     top = key.split(".")[0]
 
     def full(line: str) -> str:
-        if line.startswith(f"{top}."):
+        if not key or line.startswith(f"{top}."):
             return line
         named = re.match(r"\w+=", line) is not None
         return f"{key}.{line}" if named else f"{key}: {line}"

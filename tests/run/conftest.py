@@ -16,11 +16,16 @@ TINY = ["model=tiny", "model.hidden_size=32", "model.mean_recurrence=2", "debug=
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Callable[..., DictConfig]:
-    """Compose ``train`` (or another primary config) with a run folder under tmp_path."""
+    """Compose ``train`` (or another primary config) with a run folder under tmp_path; ``sample`` finds a run there."""
 
     def make(*overrides: str, name: str = "train", folder: str = "run") -> DictConfig:
+        paths = [f"paths.run_dir={tmp_path / folder}"]
+        if name == "sample":
+            paths.append(f"paths.outputs={tmp_path / 'outputs'}")
+            (tmp_path / "outputs/train/model").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "outputs/train/model/config.json").touch()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(name, overrides=[f"paths.run_dir={tmp_path / folder}", *overrides])
+            return compose(name, overrides=[*paths, *overrides])
 
     return make
 

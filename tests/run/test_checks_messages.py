@@ -73,7 +73,7 @@ def test_all_conflicts_come_at_once(composed) -> None:
         ("sampler.inner_steps=64", "sampler.inner_steps=64 exceeds num_steps=32"),
         ("temperature=-1", "temperature=-1 must be at least 0"),
         ("top_p=0", "top_p=0 must be above 0"),
-        ("min_p=2", "min_p=2 must be at least 0 and at most 1"),
+        ("min_p=2", "min_p=2 must be between 0 and 1"),
         ("num_prompts=0", "num_prompts=0 must be at least 1"),
         ("dtype=fp8", "dtype=fp8 is unknown; take one of float32"),
         ("device=tpu", "device=tpu is unknown"),
@@ -98,9 +98,8 @@ def test_a_wrong_setting_of_sample_is_named(composed, override, message) -> None
 def test_what_only_the_built_data_can_tell(composed, tmp_path, overrides, message) -> None:
     (tmp_path / "notes.txt").write_text("a b c\n\n" * 4)
     path = [f"data.source.path={tmp_path / 'notes.txt'}"] if overrides == ["data=text"] else []
-    cfg = composed(*overrides, *path)
     with pytest.raises(ConfigError, match=message):
-        checks.check_data(cfg, checks.build(cfg, "data"))
+        checks.check_train(composed(*overrides, *path))
 
 
 def test_good_settings_are_not_blamed(composed) -> None:

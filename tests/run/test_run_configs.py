@@ -16,6 +16,8 @@ GROUPS = {
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
+    ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
+    ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     ("hparams_search", "basic"): ["hydra.mode=null"],
 }
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
@@ -28,7 +30,11 @@ def test_every_group_of_the_design_is_there() -> None:
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: value)
-def test_every_choice_composes_and_passes_the_checks(composed, group, name) -> None:
+def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_path, monkeypatch) -> None:
+    if name == "reasoning_gym":
+        pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("\n\n".join(f"Paragraph number {i} of some text." for i in range(2000)))
     primary, check = ("sample", checks.check_sample) if group == "sampler" else ("train", checks.check_train)
     cfg = composed(f"{group}={name}", *NEEDS.get((group, name), []), name=primary)
     if (group, name) in ON_GPU and not checks.torch.cuda.is_available():
