@@ -128,7 +128,7 @@ def keyed(key: str, text: str) -> list[str]:
     def full(line: str) -> str:
         if not key or line.startswith(f"{top}."):
             return line
-        named = re.match(r"\w+=", line) is not None
+        named = re.match(r"[\w.]+=", line) is not None
         return f"{key}.{line}" if named else f"{key}: {line}"
 
     return [full(line) for line in bullets]
