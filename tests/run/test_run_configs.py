@@ -17,6 +17,7 @@ CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
+    ("hparams_search", "basic"): ["hydra.mode=null"],
 }
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
 
