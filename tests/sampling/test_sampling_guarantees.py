@@ -13,7 +13,7 @@ from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact,
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import chooser, reference_sample
-from strategies import cases, depths, diffusion_settings
+from strategies import TAME, cases, depths, diffusion_settings
 
 # RECDEPTH_CASES=10000 for a long run by hand
 settings.register_profile("recdepth", max_examples=int(os.environ.get("RECDEPTH_CASES", "60")), deadline=None)
@@ -43,7 +43,8 @@ def test_autoregressive_equals_the_parallel_forward_token_for_token(case, r):
     assert Autoregressive(num_steps=r)(model, [prompt], **call).tokens == [tokens[len(prompt) :]]
 
 
-@given(cases(), diffusion_settings(kv="shared"), st.booleans())
+# a model that does not contract amplifies the last bit, in which the two differ, from step to step without bound
+@given(cases(gains=TAME), diffusion_settings(kv="shared"), st.booleans())
 def test_the_engine_equals_the_slow_reference(case, knobs, prefill):
     model, [prompt], call = case
     if not prefill:
