@@ -34,7 +34,9 @@ def comparison_samplers(num_steps: int = 32) -> dict[str, Sampler]:
     samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in depths}
     samplers["adaptive"] = Adaptive(num_steps=num_steps)
     samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
-    samplers["df-loose"] = DiffusionForcing(num_steps=num_steps, inner_steps=1, exit_threshold=0.2)
+    samplers["df-loose"] = DiffusionForcing(
+        num_steps=num_steps, inner_steps=1, exit_threshold=0.2, prefill_steps=min(8, num_steps)
+    )
     samplers["df-headway"] = DiffusionForcing(
         num_steps=num_steps,
         inner_steps=1,
