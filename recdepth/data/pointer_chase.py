@@ -35,9 +35,10 @@ class PointerChase(ProceduralTask):
         max_hops: the largest k.
         level: the largest k in training at the start; None: `max_hops`, no curriculum.
         evaluation_hops: k of test items; None: each k from 1 to `max_hops` equally often.
-        chained: answer x, f^k(x), f^k(f^k(x)), … from one symbol on instead ("… 2 hops from a?" → "a b c"),
-        as many
+        chained: answer x, f^k(x), f^k(f^k(x)), … from one symbol on instead ("… 2 hops from a?" → "a b c"), as many
             symbols as there are: every answer token needs the one before.
+        chained_share: share of chained items in training and validation, for one model that answers both forms; None:
+            all or none, as `chained` says of test items.
         seed: of the problems.
 
     Raises:
@@ -53,6 +54,7 @@ class PointerChase(ProceduralTask):
         level: int | None = None,
         evaluation_hops: int | None = None,
         chained: bool = False,
+        chained_share: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
@@ -64,10 +66,13 @@ class PointerChase(ProceduralTask):
         for key, value in (("level", level), ("evaluation_hops", evaluation_hops)):
             if value is not None and not 1 <= value <= max(max_hops, 1):
                 wrong.append(f"{key}={value} must be 1 to max_hops={max_hops}; lower it or raise max_hops")
+        if chained_share is not None and not 0 <= chained_share <= 1:
+            wrong.append(f"chained_share={chained_share} must be null or between 0 and 1")
         if wrong:
             raise ValueError("; ".join(wrong))
         self.symbols, self.max_level = ascii_lowercase[:symbols], max_hops
         self.evaluation_hops, self.chained = evaluation_hops, chained
+        self.chained_share = float(chained) if chained_share is None else chained_share
         self._level = max_hops if level is None else level
 
     @property
@@ -89,7 +94,8 @@ class PointerChase(ProceduralTask):
         hops = rng.randint(1, self.max_level if split == "test" else self.level)
         if split == "test" and self.evaluation_hops is not None:
             hops = self.evaluation_hops
-        start = rng.choice(self.symbols) if self.chained else None
+        chained = self.chained if split == "test" else rng.random() < self.chained_share
+        start = rng.choice(self.symbols) if chained else None
         return _Problem(dict(zip(self.symbols, targets, strict=True)), tuple(order), hops, start)
 
     def content(self, problem: _Problem) -> str:
