@@ -1,6 +1,6 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
-from .cache import Cache, Depth, KVCache, KVPolicy, Slot, Span
+from .cache import Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
 from .compilation import can_compile
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
@@ -10,6 +10,7 @@ from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 __all__ = [
     "Cache",
     "Depth",
+    "Flight",
     "KVCache",
     "KVPolicy",
     "RecurrentDepthConfig",

@@ -13,11 +13,21 @@ from .config import RecurrentDepthConfig
 
 KVPolicy = Literal["shared", "per_depth"]
 
-#: Recurrences that states have had before a pass: the same for all, one per lane falling evenly along the wavefront
-#: (read and written without a copy, one row only), or one per lane in any order [batch, time].
-Depth = int | range | Int[Tensor, "batch time"]
+
+@dataclass(frozen=True)
+class Flight:
+    """Adjacent lanes ``begin … end-1`` at one depth (int), or at depths that fall evenly from lane to lane (range)."""
+
+    begin: int
+    end: int
+    depth: int | range
+
+
+#: Recurrences that states have had before a pass: the same for all; one row's lanes as flights, together all of them
+#: (read and written without copying the cache); or one per lane in any order [batch, time] (a copy per lane).
+Depth = int | tuple[Flight, ...] | Int[Tensor, "batch time"]
 #: Where the cache keeps a layer: as many kinds as there are of depth.
-Slot = Depth
+Slot = Depth | range
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,17 @@ class Span:
     causal: bool
     start: int | None
     length: int
+
+    def part(self, begin: int, end: int) -> Span:
+        """Some of the places, adjacent ones of a span with a start; keys behind the last of them are left out."""
+        assert self.start is not None
+        length = self.start + end
+        positions, rotary = self.positions[:, begin:end], (self.cos[:, begin:end], self.sin[:, begin:end])
+        mask = None
+        if end - begin > 1:
+            keys = torch.arange(length, device=positions.device)
+            mask = self.mask[:, :, begin:end, :length] if self.mask is not None else keys <= positions[:, None, :, None]
+        return Span(positions, *rotary, mask, False, self.start + begin, length)
 
 
 class Cache(Protocol):
@@ -113,15 +134,24 @@ class KVCache:
     def core_slot(self, layer: int, depth: Depth) -> Slot:
         if self.kv == "shared":
             return self._prelude + layer
-        deepest = depth if isinstance(depth, int) else depth[0] if isinstance(depth, range) else 0
-        if deepest >= self._depths:
-            raise ValueError(f"recurrence {deepest + 1} needs a cache with num_steps={deepest + 1}, not {self._depths}")
         # deepest first: along a wavefront depths fall, so slots rise, and a stride can follow them
         last = self._prelude + (layer + 1) * self._depths - 1
-        if isinstance(depth, range):
-            first = last - depth.start
-            return range(first, first - depth.step * len(depth), -depth.step)
+        if isinstance(depth, Tensor):
+            return last - depth
+        if isinstance(depth, tuple):
+            return tuple(Flight(f.begin, f.end, self._slots(last, f.depth)) for f in depth)
+        self._check_depth(depth)
         return last - depth
+
+    def _slots(self, last: int, depth: int | range) -> int | range:
+        self._check_depth(depth if isinstance(depth, int) else depth[0])
+        if isinstance(depth, int):
+            return last - depth
+        return range(last - depth.start, last - depth.stop, -depth.step)
+
+    def _check_depth(self, depth: int) -> None:
+        if depth >= self._depths:
+            raise ValueError(f"recurrence {depth + 1} needs a cache with num_steps={depth + 1}, not {self._depths}")
 
     def coda_slot(self, layer: int) -> int:
         return self._prelude + self._core * self._depths + layer
@@ -130,7 +160,7 @@ class KVCache:
         """Write a span in place and return all keys and values up to its length.
 
         Args:
-            slot: see ``prelude_slot``, ``core_slot``, ``coda_slot``.
+            slot: see ``prelude_slot``, ``core_slot``, ``coda_slot``; of a tuple, one flight's.
             keys, values: [batch, head, time, head_dim].
             span: where they belong.
 
@@ -138,6 +168,7 @@ class KVCache:
             views [batch, head, keys, head_dim]; for one slot per lane [batch, time, head, keys, head_dim], views where
             the slots are a range, else copies.
         """
+        assert not isinstance(slot, tuple), "attention updates flight by flight"
         if isinstance(slot, range):
             return (
                 self._staircase(self.keys, slot, keys, span),
@@ -189,7 +220,33 @@ class KVCache:
         shape = (1, lanes, heads, span.length, dim)
         return store.as_strided(shape, (0, lane_step, head_step, time_step, 1), first)
 
+    def at_rows(self, rows: Int[Tensor, " some"]) -> CacheRows:
+        """Some of the rows, as a cache for passes over those alone."""
+        return CacheRows(self, rows)
+
     def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (finished rows stop costing)."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
+
+
+class CacheRows:
+    """Some rows of a cache, for passes over those alone: writes go through, reads copy these rows.
+
+    Args:
+        cache: the whole.
+        rows: which of its rows.
+    """
+
+    def __init__(self, cache: KVCache, rows: Int[Tensor, " some"]):
+        self.cache, self.rows = cache, rows
+        self.prelude_slot, self.core_slot, self.coda_slot = cache.prelude_slot, cache.core_slot, cache.coda_slot
+
+    def update(self, slot: Slot, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """As :meth:`KVCache.update`, with one depth for all positions."""
+        assert isinstance(slot, int), "some rows alone have one depth"
+        stores = self.cache.keys[slot], self.cache.values[slot]
+        for store, new in zip(stores, (keys, values), strict=True):
+            store[self.rows[:, None], :, span.positions] = new.transpose(1, 2)
+        k, v = (store[self.rows, :, : span.length] for store in stores)
+        return k, v

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .cache import Cache, Slot, Span
+from .cache import Cache, Flight, Slot, Span
 from .config import RecurrentDepthConfig
 
 
@@ -59,19 +59,35 @@ class Attention(nn.Module):
         if self.qk_bias is not None:
             qk = qk + self.qk_bias.flatten(0, 2)
         q, k = rotate(qk, span).transpose(1, 2).chunk(2, dim=1)  # [batch, head, time, head_dim]
-        if cache is not None:
-            k, v = cache.update(slot, k, v, span)
-        if k.dim() == 5:  # lanes at different depths: each query has keys of its own
-            mask = span.mask
-            if span.causal:
-                mask = torch.ones(1, 1, time, time, dtype=torch.bool, device=x.device).tril().expand(batch, -1, -1, -1)
-            if mask is not None:
-                mask = mask.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, 1, 1, keys]
-            q = q.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, head, 1, head_dim]
-            y = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
+        if isinstance(slot, tuple):
+            assert cache is not None
+            y = torch.cat([self._flight(q, k, v, span, cache, flight) for flight in slot], dim=1)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal).transpose(1, 2)
+            if cache is not None:
+                k, v = cache.update(slot, k, v, span)
+            y = attend(q, k, v, span)
         return self.proj(y.reshape(batch, time, -1))
+
+    def _flight(self, q: Tensor, k: Tensor, v: Tensor, span: Span, cache: Cache, flight: Flight) -> Tensor:
+        lanes = slice(flight.begin, flight.end)
+        part = span.part(flight.begin, flight.end)
+        return attend(q[:, :, lanes], *cache.update(flight.depth, k[:, :, lanes], v[:, :, lanes], part), part)
+
+
+def attend(
+    q: Float[Tensor, "batch heads time head_dim"], k: Tensor, v: Tensor, span: Span
+) -> Float[Tensor, "batch time heads head_dim"]:
+    """Causal attention to keys and values that all lanes share, [batch, heads, keys, head_dim], or that each lane has
+    for itself, [batch, time, heads, keys, head_dim]."""
+    if k.dim() == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal).transpose(1, 2)
+    batch, _, time, _ = q.shape
+    mask = span.part(0, time).mask if span.causal else span.mask
+    if mask is not None:
+        mask = mask.expand(batch, -1, -1, -1).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, 1, 1, keys]
+    q = q.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, heads, 1, head_dim]
+    y = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
+    return y.squeeze(2).unflatten(0, (batch, time))
 
 
 class GatedMLP(nn.Module):

@@ -14,6 +14,7 @@ from .policies import Policy
 
 LaneInts = Int[np.ndarray, "batch lanes"]
 LaneBools = Bool[np.ndarray, "batch lanes"]
+Rows = Int[np.ndarray, " rows"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Lanes:
         stale: index of the first lane whose embedding must be recomputed, over all rows.
         depth, age: recurrences since the input changed, and since the lane was opened.
         steps: [batch], recurrences that each row gets in this step.
+        due: lanes that are to be read out after the step.
     """
 
     positions: LaneInts
@@ -36,6 +38,7 @@ class Lanes:
     depth: LaneInts
     age: LaneInts
     steps: Int[np.ndarray, " batch"]
+    due: LaneBools
 
     @property
     def width(self) -> int:
@@ -52,6 +55,7 @@ class Outcome:
         committed: the lane is final.
         depth: recurrences since the lane's input last changed, before flips reset it.
         age: recurrences since the lane was opened.
+        withdrawn: pending flips that a second read-out took back.
     """
 
     flipped: LaneBools
@@ -59,52 +63,64 @@ class Outcome:
     committed: LaneBools
     depth: LaneInts
     age: LaneInts
+    withdrawn: int = 0
 
 
 class Front:
-    """Tokens, fronts and lane counters of a batch.
+    """Tokens, fronts and lane counters of a batch; every row serves one prompt at a time.
 
     Positions below ``front`` are committed and the token at ``front`` is final; lanes are ``front … front+width-1``.
 
     Args:
-        prompts: token ids, one non-empty list per row.
-        max_new_tokens: tokens to generate, at least 1.
+        batch: rows.
+        capacity: positions of the longest prompt with its new tokens.
         stop_tokens: ids that end a row.
         policy: the sampler's settings.
     """
 
-    def __init__(self, prompts: list[list[int]], max_new_tokens: int, stop_tokens: set[int], policy: Policy):
+    def __init__(self, batch: int, capacity: int, stop_tokens: set[int], policy: Policy):
         self.policy = policy
-        batch = len(prompts)
-        self.prompt = np.array([len(p) for p in prompts])
-        self.last = self.prompt + max_new_tokens - 1  # position of the last token that may be generated
-        self.capacity = int(self.last.max()) + 1
-        self.tokens = np.zeros((batch, self.capacity + 1), dtype=np.int64)
-        self.tokens[:, :-1][np.arange(self.capacity) < self.prompt[:, None]] = np.concatenate(prompts)
+        self.capacity = capacity
         self.stop = np.array(sorted(stop_tokens), dtype=np.int64)
+        self.prompt = np.zeros(batch, dtype=np.int64)
+        self.last = np.zeros(batch, dtype=np.int64)  # position of the last token that may be generated
         self.front = np.zeros(batch, dtype=np.int64)
         self.width = np.zeros(batch, dtype=np.int64)
         self.stale = np.zeros(batch, dtype=np.int64)  # first position whose embedding is out of date
-        self.depth = np.zeros((batch, self.capacity + 1), dtype=np.int64)
-        self.age = np.zeros((batch, self.capacity + 1), dtype=np.int64)
-        self.finished = np.zeros(batch, dtype=bool)
+        self.tokens = np.zeros((batch, capacity + 1), dtype=np.int64)  # the spare position swallows unused lanes
+        self.pending = np.full((batch, capacity + 1), -1, dtype=np.int64)  # another token, said once (confirm_flips)
+        self.depth = np.zeros((batch, capacity + 1), dtype=np.int64)
+        self.age = np.zeros((batch, capacity + 1), dtype=np.int64)
+        self.finished = np.ones(batch, dtype=bool)
 
-    def open_after_prefill(self, first_tokens: Int[np.ndarray, " batch"]) -> None:
-        """Commit the prompts and the tokens that they predict."""
-        rows = np.arange(len(self.prompt))
-        self.front[:] = self.stale[:] = self.prompt
-        self.tokens[rows, self.prompt] = first_tokens
-        self._finish(np.isin(first_tokens, self.stop))
-        self._extend(1)
+    def admit(self, rows: Rows, prompts: list[list[int]], max_new_tokens: int) -> None:
+        """Let finished rows serve new prompts; they have no lanes yet."""
+        lengths = np.array([len(p) for p in prompts])
+        self.prompt[rows], self.last[rows] = lengths, lengths + max_new_tokens - 1
+        tokens = np.zeros((len(rows), self.capacity + 1), dtype=np.int64)
+        tokens[np.arange(self.capacity + 1) < lengths[:, None]] = np.concatenate(prompts)
+        self.tokens[rows], self.pending[rows] = tokens, -1
+        self.depth[rows] = self.age[rows] = 0
+        self.front[rows] = self.width[rows] = self.stale[rows] = 0
+        self.finished[rows] = False
 
-    def open_over_prompt(self) -> None:
+    def open_after_prefill(self, rows: Rows, first_tokens: Int[np.ndarray, " rows"]) -> None:
+        """Commit the prompts of these rows and the tokens that they predict."""
+        self.front[rows] = self.stale[rows] = self.prompt[rows]
+        self.tokens[rows, self.prompt[rows]] = first_tokens
+        self.finished[rows] = np.isin(first_tokens, self.stop)
+        headway = np.zeros_like(self.front)
+        headway[rows] = 1
+        self._extend(headway)
+
+    def open_over_prompt(self, rows: Rows) -> None:
         """Open the wavefront over the whole prompts (no prefill)."""
-        self.width[:] = self.prompt
+        self.width[rows] = self.prompt[rows]
 
     def reopen(self) -> None:
         """Drop all lanes and open as many as may be, at depth 0 (speculative rounds)."""
         self.width[:] = 0
-        self._extend(self.policy.max_wavefront)
+        self._extend(np.full_like(self.front, self.policy.max_wavefront))
         self.stale = self.front.copy()
 
     def take_drafts(self, lanes: Lanes, drafts: LaneInts) -> LaneInts:
@@ -122,14 +138,17 @@ class Front:
         rows = np.arange(len(self.front))
         head = self.depth[rows, self.front]
         steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - head)
+        steps = np.where(self.width > 0, steps, 0)
+        depth = self.depth[rows[:, None], positions]
         return Lanes(
             positions=positions,
             active=active,
             start=int(self.front[0]) if same else None,
             stale=int(np.where(self.width > 0, self.stale - self.front, self.width.max()).min()),
-            depth=self.depth[rows[:, None], positions],
+            depth=depth,
             age=self.age[rows[:, None], positions],
-            steps=np.where(self.width > 0, steps, 0),
+            steps=steps,
+            due=active & self.policy.due(depth, depth + steps[:, None]),
         )
 
     def advance(self, lanes: Lanes, proposals: LaneInts | None, converged: LaneBools | np.bool) -> Outcome:
@@ -137,7 +156,8 @@ class Front:
 
         Args:
             lanes: the lanes of the step.
-            proposals: the token each lane proposes for the next position; None if none was read (nothing commits).
+            proposals: the token each lane that was due proposes for the next position (others: anything); None if
+                none was read (nothing commits, nothing opens).
             converged: lanes that their exit criterion calls done.
         """
         rows = np.arange(len(self.front))[:, None]
@@ -148,26 +168,23 @@ class Front:
             self.stale = self.front + self.width
             return Outcome(none, none, none, depth, age)
 
-        # a lane proposes the token behind it; prompt tokens never flip
-        behind = np.where(lanes.active, lanes.positions + 1, -1)
-        free = lanes.active & (behind >= self.prompt[:, None])
-        flipped = np.zeros_like(lanes.active)
-        changed = free & (proposals != self.tokens[rows, behind])
-        flipped[:, 1:] = (changed & (np.arange(lanes.width) < self.width[:, None] - 1))[:, :-1]
-        self.tokens[rows, np.where(free, behind, -1)] = proposals
+        flipped, withdrawn = self._apply(lanes, proposals, depth)
         behind_flip = np.logical_or.accumulate(flipped, axis=1) & lanes.active
         self.depth[rows, np.where(behind_flip, lanes.positions, -1)] = 0
 
-        done = lanes.active & ((depth >= self.policy.num_steps) | converged)
+        done = lanes.due & ((depth >= self.policy.num_steps) | converged)
         committed = np.logical_and.accumulate(done & ~flipped, axis=1)
         committed = self._cut_at_stop(committed, rows)
         count = committed.sum(1)
         first_flip = np.where(flipped.any(1), flipped.argmax(1), self.width)
         self.stale = self.front + np.maximum(first_flip, count)
+        # the next lane waits until the last one has been read out at draft_depth
+        last_depth = depth[rows[:, 0], np.maximum(self.width - 1, 0)]
+        ready = lanes.due.any(1) & (last_depth >= self.policy.draft_depth) | (count == self.width)
         self.front = self.front + count
         self.width = self.width - count
-        self._extend(self.policy.headway)
-        return Outcome(flipped, behind_flip, committed, depth, age)
+        self._extend(np.where(ready, self.policy.headway, 0))
+        return Outcome(flipped, behind_flip, committed, depth, age, withdrawn)
 
     def forget_age(self, lanes: Lanes, which: LaneBools) -> None:
         """Let lanes start anew at age 0 (their states were reset)."""
@@ -178,10 +195,36 @@ class Front:
         """The tokens of a row that are final."""
         return self.tokens[row, self.prompt[row] : self.front[row] + 1].tolist()
 
-    def keep_rows(self, rows: Int[np.ndarray, " kept"]) -> None:
+    def keep_rows(self, rows: Rows) -> None:
         """Drop all other rows."""
-        for name in ("prompt", "last", "tokens", "front", "width", "stale", "depth", "age", "finished"):
+        for name in ("prompt", "last", "tokens", "pending", "front", "width", "stale", "depth", "age", "finished"):
             setattr(self, name, getattr(self, name)[rows])
+
+    def _apply(self, lanes: Lanes, proposals: LaneInts, depth: LaneInts) -> tuple[LaneBools, int]:
+        """Write what lanes propose for the positions behind them; prompt tokens never change.
+
+        Returns:
+            lanes whose own input token changed, and how many pending changes were taken back.
+        """
+        rows = np.arange(len(self.front))[:, None]
+        behind = np.where(lanes.active, lanes.positions + 1, -1)
+        heard = lanes.due & (behind >= self.prompt[:, None])
+        differs = heard & (proposals != self.tokens[rows, behind])
+        opened = np.arange(lanes.width) < self.width[:, None] - 1  # the position behind is a lane too
+        withdrawn = 0
+        if self.policy.confirm_flips:
+            before = self.pending[rows, behind]
+            certain = ~opened | (depth >= self.policy.num_steps) | (before == proposals)
+            withdrawn = int((heard & opened & (before >= 0) & ~differs).sum())
+            self.pending[rows, np.where(heard, behind, -1)] = np.where(differs & ~certain, proposals, -1)
+            differs &= certain
+        self.tokens[rows, np.where(differs, behind, -1)] = proposals
+        flipped = np.zeros_like(lanes.active)
+        flipped[:, 1:] = (differs & opened)[:, :-1]
+        if self.policy.confirm_flips:  # lanes that start anew have said nothing yet
+            anew = np.logical_or.accumulate(flipped, axis=1) & lanes.active
+            self.pending[rows, np.where(anew, behind, -1)] = -1
+        return flipped, withdrawn
 
     def _cut_at_stop(self, committed: LaneBools, rows: Int[np.ndarray, "batch 1"]) -> LaneBools:
         """End rows whose newly final tokens hold a stop token: nothing behind it is committed."""
@@ -191,23 +234,36 @@ class Front:
         before = np.logical_or.accumulate(stops, axis=1) & ~stops  # lanes behind the first stop, or later stops
         first = stops & (stops.cumsum(1) == 1)
         committed = committed & (~before & (~stops | first))
-        self._finish(np.asarray(stops.any(1)))
+        self.finished = self.finished | stops.any(1)
         return committed
 
-    def _finish(self, which: Bool[np.ndarray, " batch"]) -> None:
-        self.finished = self.finished | which
-
-    def _extend(self, headway: int) -> None:
+    def _extend(self, headway: Int[np.ndarray, " batch"]) -> None:
         """Open new lanes, guess their tokens, and close rows that have all their tokens."""
         self.finished = self.finished | (self.front >= self.last)
         room = np.minimum(self.last - self.front, self.policy.max_wavefront)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
-        opened = np.arange(headway) + (self.front + self.width)[:, None]
-        fresh = opened < (self.front + width)[:, None]
+        # the first new lane's token was proposed by the lane before it; those of further ones are guessed
+        for ahead in range(1, int((width - self.width).max(initial=0))):
+            position = np.minimum(self.front + self.width + ahead, self.capacity)
+            fresh = position < self.front + width
+            self.tokens[fresh, position[fresh]] = self._guess(position)[fresh]
+        opened = np.arange(headway.max(initial=0)) + (self.front + self.width)[:, None]
+        at = np.where(opened < (self.front + width)[:, None], opened, -1)
         rows = np.arange(len(self.front))[:, None]
-        # the first new lane's token was proposed by the lane before it; further ones repeat it until they are drafted
-        guess = self.tokens[rows, np.minimum(opened[:, :1], self.capacity)]
-        self.tokens[rows, np.where(fresh, opened, -1)] = guess
-        at = np.where(fresh, opened, -1)
         self.depth[rows, at] = self.age[rows, at] = 0
+        self.pending[rows, at] = -1
         self.width = width
+
+    def _guess(self, position: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        """What followed the last time that the row's text held the two tokens (else the one) before a position.
+
+        Prompt-lookup drafting; where the last token is new to the text, it is repeated.
+        """
+        rows = np.arange(len(position))
+        last, before = self.tokens[rows, position - 1], self.tokens[rows, position - 2]
+        earlier = np.arange(1, self.capacity) < (position - 1)[:, None]
+        same = (self.tokens[:, 1:-1] == last[:, None]) & earlier
+        both = same & (self.tokens[:, :-2] == before[:, None])
+        best = (same.astype(np.int64) + both) * self.capacity + np.arange(1, self.capacity) * same
+        at = best.argmax(1)
+        return np.where(same[rows, at], self.tokens[rows, at + 2], last)

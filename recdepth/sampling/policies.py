@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from recdepth.models import KVPolicy
 
@@ -43,6 +45,10 @@ class Policy:
         noise, noise_schedule: β and how it falls with a lane's age (see ``NOISE_SCHEDULES``).
         headway: lanes opened per step.
         max_wavefront: most lanes at once.
+        draft_depth: recurrences after which a lane is read out for the first time; the next lane opens then.
+        readout_growth: a lane is read out again when its depth has grown by this factor (1: after every step), and at
+            r in any case. Lanes that have an exit criterion are read out after every step.
+        confirm_flips: a draft changes only when two read-outs in a row propose the same other token, or the one at r.
         prefill_steps: recurrences of the parallel pass over the prompt; None takes r, 0 opens the wavefront over the
             whole prompt instead.
         init_scale: factor on the initial states' σ; 0 for zero states.
@@ -62,6 +68,9 @@ class Policy:
     noise_schedule: Schedule = "inverse"
     headway: int = 1
     max_wavefront: int = 1
+    draft_depth: int = 1
+    readout_growth: float = 1.0
+    confirm_flips: bool = False
     prefill_steps: int | None = None
     init_scale: float = 1.0
 
@@ -77,6 +86,8 @@ class Policy:
             "noise_schedule": (self.noise_schedule in NOISE_SCHEDULES, f"one of {sorted(NOISE_SCHEDULES)}"),
             "headway": (self.headway >= 1, "at least 1"),
             "max_wavefront": (self.max_wavefront >= 1, "at least 1"),
+            "draft_depth": (1 <= self.draft_depth <= self.num_steps, f"between 1 and num_steps={self.num_steps}"),
+            "readout_growth": (self.readout_growth >= 1, "at least 1 (1: after every step)"),
             "init_scale": (self.init_scale >= 0, "at least 0"),
         }
         problems = [f"{k}={getattr(self, k)!r} must be {rule}" for k, (ok, rule) in rules.items() if not ok]
@@ -93,6 +104,24 @@ class Policy:
     def prefill(self) -> int:
         """Recurrences of the prefill; 0 for none."""
         return self.num_steps if self.prefill_steps is None else self.prefill_steps
+
+    def due(self, before: Ages, after: Ages) -> Bool[np.ndarray, "batch lanes"]:
+        """Whether a lane that went from one depth to another is to be read out."""
+        return self._readouts_by[after] > self._readouts_by[before]
+
+    @cached_property
+    def _readouts_by(self) -> Int[np.ndarray, " depth"]:
+        """How many read-outs a lane has had by each depth, 0 to r."""
+        due = np.zeros(self.num_steps + 1, dtype=np.int64)
+        if self.exit is not None:
+            due[1:] = 1
+        elif self.max_wavefront > 1:  # a lone lane has nothing to draft
+            depth = self.draft_depth
+            while depth < self.num_steps:
+                due[depth] = 1
+                depth = max(depth + 1, math.ceil(depth * self.readout_growth))
+        due[self.num_steps] = 1
+        return due.cumsum()
 
     def noise_weights(self, age: Ages) -> Weights:
         """β_a for each lane."""

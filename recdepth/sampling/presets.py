@@ -73,15 +73,17 @@ class Sampler:
         policy = self.policy()
         _check_call(model, policy, texts, streams, max_new_tokens, batch_size)
         result = SampleResult([[] for _ in texts], SampleStats())
-        if max_new_tokens == 0:
+        if max_new_tokens == 0 or not texts:
             return result
         size = batch_size or 64
-        for begin in range(0, len(texts), size):
-            chunk = slice(begin, begin + size)
+        # a row that has finished serves the next prompt; a tracer sees batches that stay together
+        chunk = size if trace is not None else len(texts)
+        for begin in range(0, len(texts), chunk):
+            part = slice(begin, begin + chunk)
             wavefront = self._engine(
-                model, policy, choose, texts[chunk], streams[chunk], max_new_tokens, set(stop_tokens), trace
+                model, policy, choose, texts[part], streams[part], max_new_tokens, set(stop_tokens), size, trace
             )
-            result.tokens[chunk] = wavefront.run()
+            result.tokens[part] = wavefront.run()
             result.stats = result.stats.add(wavefront.stats)
         return result
 
@@ -205,8 +207,12 @@ class Exact(Sampler):
     Args:
         num_steps: r, recurrences of every committed token.
         inner_steps: recurrences between two read-outs.
-        headway: lanes opened per step.
+        headway: lanes opened per step; tokens of further lanes are looked up in the text so far.
         max_wavefront: most lanes at once.
+        draft_depth: recurrences after which a lane is read out for the first time, and the next lane opens.
+        readout_growth: a lane is read out again when its depth has grown by this factor; 1 re-drafts at every step.
+        confirm_flips: a draft changes (and the lanes behind it start anew) only when two read-outs in a row propose the
+            same other token, or the final one does.
         prefill_steps, init_scale: as in :class:`Autoregressive`.
     """
 
@@ -214,6 +220,9 @@ class Exact(Sampler):
     inner_steps: int = 1
     headway: int = 1
     max_wavefront: int = 32
+    draft_depth: int = 1
+    readout_growth: float = 1.0
+    confirm_flips: bool = False
 
     def policy(self) -> Policy:
         return Policy(
@@ -223,6 +232,9 @@ class Exact(Sampler):
             on_flip="reset",
             headway=self.headway,
             max_wavefront=self.max_wavefront,
+            draft_depth=self.draft_depth,
+            readout_growth=self.readout_growth,
+            confirm_flips=self.confirm_flips,
             prefill_steps=self.prefill_steps,
             init_scale=self.init_scale,
         )

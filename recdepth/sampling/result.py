@@ -18,6 +18,8 @@ class SampleStats:
         committed: positions committed while decoding (the prefill gives each row's first token).
         recurrences_per_token: mean recurrences that these positions had had when they were committed (their ages).
         flips: drafts that changed.
+        flips_withdrawn: changes proposed once and taken back by the next read-out (``confirm_flips``).
+        discarded_passes: recurrences times lanes thrown away because a flip reset the lanes (``on_flip=reset``).
         prefill_seconds, decode_seconds: wall-clock time; the first includes allocating buffers and drawing noise.
         tokens_per_second: new tokens over all of that time.
     """
@@ -30,6 +32,8 @@ class SampleStats:
     committed: int = 0
     recurrences_per_token: float = 0.0
     flips: int = 0
+    flips_withdrawn: int = 0
+    discarded_passes: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     tokens_per_second: float = 0.0

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from recdepth.models import Depth, RecurrentDepthForCausalLM, Span
+from recdepth.models import Depth, Flight, RecurrentDepthForCausalLM, Span
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
-from .front import Front, LaneBools, LaneInts, Lanes, Outcome
+from .front import Front, LaneBools, LaneInts, Lanes, Outcome, Rows
 from .policies import Policy
 from .result import SampleStats
 from .tokens import TokenChooser
@@ -49,17 +49,18 @@ class Place:
 
 
 class Wavefront:
-    """Decode a batch of prompts. States, embeddings and keys lie in buffers by position, allocated once.
+    """Decode prompts, some rows at a time. States, embeddings and keys lie in buffers by position, allocated once.
 
     Args:
         model: the model, in eval mode.
         policy: the sampler's settings.
         choose: from logits to tokens; its seed also seeds the states.
-        prompts: token ids, one non-empty list per row; prompt and new tokens fit the context.
-        streams: random-stream id of each row.
+        prompts: token ids, non-empty lists; prompt and new tokens fit the context.
+        streams: random-stream id of each prompt.
         max_new_tokens: at least 1.
-        stop_tokens: ids that end a row.
-        tracer: sees every step, or None.
+        stop_tokens: ids that end a continuation.
+        batch_size: rows decoded together; a row that has finished serves the next prompt.
+        tracer: sees every step, or None; with one, all prompts fit the batch.
     """
 
     def __init__(
@@ -71,53 +72,47 @@ class Wavefront:
         streams: list[int],
         max_new_tokens: int,
         stop_tokens: set[int],
+        batch_size: int,
         tracer: Tracer | None = None,
     ):
-        self._began = time.perf_counter()  # buffers and noise are part of the prefill
+        began = time.perf_counter()  # buffers are part of the prefill
         self.model, self.policy, self.choose, self.tracer = model, policy, choose, tracer
-        self.front = Front(prompts, max_new_tokens, stop_tokens, policy)
+        self.prompts, self.streams, self.max_new_tokens = prompts, streams, max_new_tokens
         self.stats = SampleStats()
-        self.index = np.arange(len(prompts))  # which prompt each remaining row serves
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self._device = model.device
-        self._streams = torch.tensor(streams, device=self._device)
-        self._capacity = self.front.capacity
+        self._capacity = max(map(len, prompts)) + max_new_tokens
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
-        batch = len(prompts)
+        batch = min(batch_size, len(prompts))
+        self.front = Front(batch, self._capacity, stop_tokens, policy)
+        self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
+        self._waiting = 0  # the next prompt that no row has served yet
+        self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
         self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
         shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
         self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
-        self.states = torch.empty_like(self.embedded)
-        for begin in range(0, self._capacity + 1, 256):  # in parts: the draws need more memory than their result
-            positions = self._count_up[begin : begin + 256].expand(batch, -1)
-            part = self.embedded[:, begin : begin + 256]
-            noise = model.initial_state(part, self._streams, positions, choose.seed, policy.init_scale)
-            self.states[:, begin : begin + 256] = noise
-        self.fresh_states = self.states.clone() if policy.on_flip != "keep" else self.states
+        self.states = torch.zeros_like(self.embedded)
+        self.fresh_states = torch.zeros_like(self.embedded) if policy.on_flip != "keep" else self.states
+        self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
+        self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._recurrences = 0
+        self._clock = time.perf_counter()
+        self.stats.prefill_seconds = self._clock - began
 
     @torch.inference_mode()
     def run(self) -> list[list[int]]:
-        """Decode every row to its end; fills ``stats``.
+        """Decode every prompt to its end; fills ``stats``.
 
         Returns:
             the new tokens of each prompt.
         """
         if self.tracer is not None:
-            self.tracer.start([self.front.tokens[i, :n].tolist() for i, n in enumerate(self.front.prompt)])
-        if self.policy.prefill:
-            self._prefill()
-        else:
-            self.front.open_over_prompt()
-        self._release_finished()
-        self._clock = time.perf_counter()
-        self.stats.prefill_seconds = self._clock - self._began
-        step = 0
-        while len(self.index):
-            self.step(step)
-            self._release_finished()
-            step += 1
+            self.tracer.start(self.prompts)
+        number = 0
+        while self._admit():
+            self.step(number)
+            number += 1
         stats = self.stats
         stats.decode_seconds = time.perf_counter() - self._clock
         stats.new_tokens = sum(map(len, self.tokens))
@@ -133,7 +128,7 @@ class Wavefront:
         e = self._embed(lanes, tokens, place, span)
         before = place.read(self.states)
         s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
-        proposals, residual = self._read_out(s, before, lanes, span)
+        proposals, residual = self._read_out(s, before, lanes, place, span)
         place.write(self.states, s)  # only now: before is a view of it
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
@@ -188,24 +183,62 @@ class Wavefront:
         return s
 
     def _read_out(
-        self, s: Tensor, before: Tensor, lanes: Lanes, span: Span
+        self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span
     ) -> tuple[LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
-        """Proposals and exit scores, in one transfer; a single lane is read out only when it commits."""
-        score = self.policy.exit.score(s, before) if self.policy.exit is not None else None
-        residual = None
-        if self.policy.max_wavefront == 1:
-            residual = None if score is None else score.cpu().numpy()
-            at_end = (lanes.depth + lanes.steps[:, None] >= self.policy.num_steps) | self._converged(residual)
-            if not (at_end & lanes.active).any():
-                return None, residual
-            score = None
-        logits = self.model.decode(s, self.cache, span)
-        proposals = self.choose(logits, self._streams, span.positions + 1)
+        """Proposals of the lanes that are due, and exit scores, in one transfer."""
+        exit = self.policy.exit
+        if exit is None:
+            return self._proposals(s, lanes, place, span), None
+        if exit.reads_logits:
+            logits = self.model.decode(s, self.cache, span)
+            score = self._compare_looks(exit.feature(s, logits), lanes, place)
+        else:
+            score = exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
+            if self.policy.max_wavefront == 1:  # a lone lane is read out only when it commits
+                residual = score.cpu().numpy()
+                at_end = (lanes.depth + lanes.steps[:, None] >= self.policy.num_steps) | self._converged(residual)
+                if not (at_end & lanes.active).any():
+                    return None, residual
+                return self._proposals(s, lanes, place, span), residual
+            logits = self.model.decode(s, self.cache, span)
         self.stats.readouts += int(lanes.active.sum())
-        if score is None:
-            return proposals.cpu().numpy(), residual
+        proposals = self.choose(logits, self._streams, span.positions + 1)
         both = torch.stack([proposals.double(), score.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1]
+
+    def _proposals(self, s: Tensor, lanes: Lanes, place: Place, span: Span) -> LaneInts | None:
+        """Read out the lanes that are due and no others; None if there are none."""
+        counts = lanes.due.sum(1)
+        most = int(counts.max())
+        if not most:
+            return None
+        self.stats.readouts += int(counts.sum())
+        if (lanes.due | ~lanes.active).all():
+            return self.choose(self.model.decode(s, self.cache, span), self._streams, span.positions + 1).cpu().numpy()
+        order = np.argsort(~lanes.due, axis=1, kind="stable")[:, :most]  # due lanes first, in their order
+        rows = np.arange(len(order))[:, None]
+        positions = self._upload(np.where(lanes.due[rows, order], lanes.positions[rows, order], -1))
+        some = self.model.span(positions, self.cache, length=span.length)
+        logits = self.model.decode(s[place.rows, self._upload(order)], self.cache, some)
+        proposals = np.zeros_like(lanes.positions)
+        proposals[rows, order] = self.choose(logits, self._streams, positions + 1).cpu().numpy()
+        return proposals
+
+    def _compare_looks(self, now: Tensor, lanes: Lanes, place: Place) -> Float[Tensor, "batch lanes"]:
+        """The exit's score against each lane's last look; a lane's first look has none."""
+        assert self.policy.exit is not None
+        if self._looks is None:  # one entry per lane: logits are large
+            shape = (len(now), self.policy.max_wavefront + 1)
+            self._looks = now.new_zeros(*shape, now.shape[-1]), now.new_full(shape, torch.inf)
+        ring = np.where(lanes.active, lanes.positions % self.policy.max_wavefront, -1)
+        at = place.rows, self._upload(ring)
+        features, scores = self._looks
+        first = self._upload(lanes.age == 0)
+        previous = scores[at].masked_fill(first, torch.inf)
+        score = self.policy.exit.score(now, features[at], previous)
+        score = score.masked_fill(first, torch.inf)
+        features[at], scores[at] = now, score
+        return score
 
     def _converged(self, residual: Float[np.ndarray, "batch lanes"] | None) -> LaneBools | np.bool:
         if residual is None or self.policy.exit is None:
@@ -215,12 +248,14 @@ class Wavefront:
     def _treat_flips(self, lanes: Lanes, outcome: Outcome, place: Place) -> None:
         """What becomes of the states behind a flip."""
         self.stats.flips += int(outcome.flipped.sum())
+        self.stats.flips_withdrawn += outcome.withdrawn
         if self.policy.on_flip == "keep" or not outcome.behind_flip.any():
             return
         weight = 1.0 if self.policy.on_flip == "reset" else self.policy.renoise
         weights = self._upload(np.where(outcome.behind_flip, weight, 0.0)[..., None]).to(self.states.dtype)
         place.write(self.states, torch.lerp(place.read(self.states), place.read(self.fresh_states), weights))
         if self.policy.on_flip == "reset":
+            self.stats.discarded_passes += int(outcome.age[outcome.behind_flip].sum())
             self.front.forget_age(lanes, outcome.behind_flip)
 
     def _settle(self, lanes: Lanes, outcome: Outcome) -> None:
@@ -235,45 +270,88 @@ class Wavefront:
 
     # -------------------------------------------------------------------------------------------------- around a step
 
-    def _prefill(self) -> None:
-        """All prompts in one parallel pass; commits the first new tokens."""
+    def _admit(self) -> bool:
+        """Collect finished rows and let them serve waiting prompts; without any, drop rows when that halves the batch.
+
+        Returns:
+            whether any row has work.
+        """
+        while True:
+            for row in np.nonzero(self.front.finished & (self.serves >= 0))[0].tolist():
+                self.tokens[self.serves[row]] = self.front.new_tokens(row)
+                self.serves[row] = -1
+            free = np.nonzero(self.serves < 0)[0]
+            waiting = len(self.prompts) - self._waiting
+            if not waiting or len(free) < len(self.serves) / 4:  # a prefill costs much: for several rows at once
+                break
+            began = time.perf_counter()
+            self._fill(free[:waiting])
+            seconds = time.perf_counter() - began
+            self.stats.prefill_seconds += seconds
+            self._clock += seconds
+        going = np.nonzero(self.serves >= 0)[0]
+        if not waiting and self.tracer is None and 0 < len(going) <= len(free):
+            self._keep_rows(going)
+        return bool(len(going))
+
+    def _fill(self, rows: Rows) -> None:
+        """Let these rows serve the next prompts."""
+        which = range(self._waiting, self._waiting + len(rows))
+        self._waiting += len(rows)
+        self.serves[rows] = which
+        self.front.admit(rows, [self.prompts[i] for i in which], self.max_new_tokens)
+        at = self._upload(rows)
+        self._streams[at] = torch.tensor([self.streams[i] for i in which], device=self._device)
+        for begin in range(0, self._capacity + 1, 256):  # in parts: the draws need more memory than their result
+            positions = self._count_up[begin : begin + 256].expand(len(rows), -1)
+            part = self.states[at, begin : begin + 256]
+            noise = self.model.initial_state(
+                part, self._streams[at], positions, self.choose.seed, self.policy.init_scale
+            )
+            self.states[at, begin : begin + 256] = noise
+        if self.policy.on_flip != "keep":
+            self.fresh_states[at] = self.states[at]
+        if self.policy.prefill:
+            self._prefill(rows)
+        else:
+            self.front.open_over_prompt(rows)
+
+    def _prefill(self, rows: Rows) -> None:
+        """These rows' prompts in one parallel pass; commits the first new tokens."""
         front, steps = self.front, self.policy.prefill
-        batch, longest = len(front.prompt), int(front.prompt.max())
-        positions = np.arange(longest) - (longest - front.prompt)[:, None]  # padded on the left
+        lengths = front.prompt[rows]
+        longest = int(lengths.max())
+        positions = np.arange(longest) - (longest - lengths)[:, None]  # padded on the left
         positions = np.where(positions >= 0, positions, -1)
-        start = 0 if (front.prompt == longest).all() else None
-        place = Place(start, self._row_index(batch), self._upload(positions))
-        span = self._span(place, longest)
-        ids = self._upload(front.tokens[np.arange(batch)[:, None], positions])
-        e = self.model.embed(ids, self.cache, span)
+        everyone = len(rows) == len(front.prompt)
+        start = 0 if everyone and (lengths == longest).all() else None
+        cache = self.cache if everyone else self.cache.at_rows(self._upload(rows))
+        place = Place(start, self._upload(rows)[:, None], self._upload(positions))
+        span = self.model.span(place.positions, self.cache, start=start, length=longest)
+        e = self.model.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
         s = place.read(self.states)
         for depth in range(steps):
-            s = self.model.recur(e, s, self.cache, span, depth)
-        logits = self.model.decode(s, self.cache, span, logits_to_keep=1)
-        first = self.choose(logits, self._streams, self._upload(front.prompt[:, None]))
+            s = self.model.recur(e, s, cache, span, depth)
+        logits = self.model.decode(s, cache, span, logits_to_keep=1)
+        first = self.choose(logits, self._streams[place.rows[:, 0]], self._upload(lengths[:, None]))
         if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
-            rows, columns = np.nonzero(positions >= 0)
-            where = self._upload(positions[rows, columns])
-            self.cache.settle(self._upload(rows), where, torch.full_like(where, steps))
+            row, column = np.nonzero(positions >= 0)
+            where = self._upload(positions[row, column])
+            self.cache.settle(self._upload(rows[row]), where, torch.full_like(where, steps))
         self.stats.prefill_passes += steps
-        front.open_after_prefill(first[:, 0].cpu().numpy())
+        front.open_after_prefill(rows, first[:, 0].cpu().numpy())
 
-    def _release_finished(self) -> None:
-        """Collect finished rows; drop them from the batch when that halves it."""
-        finished = self.front.finished
-        for row in np.nonzero(finished)[0].tolist():
-            self.tokens[self.index[row]] = self.front.new_tokens(row)
-        going = np.nonzero(~finished)[0]
-        if self.tracer is None and 0 < len(going) <= len(finished) // 2:
-            keep = self._upload(going)
-            self.front.keep_rows(going)
-            self.index = self.index[going]
-            self._streams = self._streams[keep]
-            self.cache.keep_rows(keep)
-            for name in ("embedded", "mixed", "states", "fresh_states"):
-                setattr(self, name, getattr(self, name)[keep])
-        elif not len(going):
-            self.index = self.index[:0]
+    def _keep_rows(self, rows: Rows) -> None:
+        """Drop all other rows: they cost no more."""
+        keep = self._upload(rows)
+        self.front.keep_rows(rows)
+        self.serves = self.serves[rows]
+        self._streams = self._streams[keep]
+        self.cache.keep_rows(keep)
+        for name in ("embedded", "mixed", "states", "fresh_states"):
+            setattr(self, name, getattr(self, name)[keep])
+        if self._looks is not None:
+            self._looks = self._looks[0][keep], self._looks[1][keep]
 
     def _locate(self, lanes: Lanes) -> tuple[Place, Span]:
         batch = len(lanes.active)
@@ -295,11 +373,10 @@ class Wavefront:
         if self.policy.kv == "shared":
             return None
         used = lanes.depth[lanes.active]
-        fall = used[:-1] - used[1:]
-        if not fall.any():
+        if (used == used[0]).all():
             return int(used[0])
-        if lanes.start is not None and len(lanes.depth) == 1 and (fall == fall[0]).all() and fall[0] > 0:
-            return range(int(used[0]), int(used[-1]) - 1, -int(fall[0]))
+        if lanes.start is not None and len(lanes.depth) == 1:
+            return _flights(used)
         return self._upload(np.where(lanes.active, lanes.depth, 0))
 
     def _upload(self, array: np.ndarray) -> Tensor:
@@ -333,10 +410,29 @@ class Wavefront:
         )
 
 
+def _flights(depth: Int[np.ndarray, " lanes"]) -> tuple[Flight, ...]:
+    """Cut lanes into as few runs as fall evenly."""
+    falls, flights, begin = depth[:-1] - depth[1:], [], 0
+    while begin < len(depth):
+        other = np.nonzero(falls[begin:] != falls[begin])[0] if begin < len(falls) else [0]
+        end = begin + 1 + int(other[0]) if len(other) else len(depth)
+        fall = int(falls[begin]) if end - begin > 1 else 0
+        first = int(depth[begin])
+        flights.append(Flight(begin, end, range(first, first - fall * (end - begin), -fall) if fall else first))
+        begin = end
+    return tuple(flights)
+
+
 def _deeper(depth: Depth | None, passes: int) -> Depth:
     """The depth after so many passes; a shared cache (None) has one slot for all."""
     if depth is None:
         return 0
-    if isinstance(depth, range):
-        return range(depth.start + passes, depth.stop + passes, depth.step)
+    if isinstance(depth, tuple):
+        return tuple(Flight(f.begin, f.end, _later(f.depth, passes)) for f in depth)
     return depth + passes
+
+
+def _later(depth: int | range, passes: int) -> int | range:
+    if isinstance(depth, int):
+        return depth + passes
+    return range(depth.start + passes, depth.stop + passes, depth.step)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recdepth.models import KVCache, RecurrentDepthConfig, RecurrentDepthForCausalLM, sample_depth
+from recdepth.models import Flight, KVCache, RecurrentDepthConfig, RecurrentDepthForCausalLM, sample_depth
 from recdepth.models.randomness import STATE, gumbel, truncated_normal, uniform
 
 
@@ -42,7 +42,7 @@ def test_decoding_through_a_per_depth_cache_equals_the_parallel_forward(tensor_p
         torch.testing.assert_close(model.decode(s, cache, span), parallel[:, begin:end])
 
 
-@pytest.mark.parametrize("kind", ["tensor", "range"])
+@pytest.mark.parametrize("kind", ["tensor", "flight", "flights"])
 def test_lanes_at_different_depths_read_the_slots_of_their_own_recurrence(kind):
     model, r = build(), 3
     ids = torch.randint(0, 23, (1, 6))
@@ -54,7 +54,11 @@ def test_lanes_at_different_depths_read_the_slots_of_their_own_recurrence(kind):
         lanes = [p for p in range(6) if 0 <= tick - p < r]
         span = model.span(torch.tensor([lanes]), cache, start=lanes[0])
         e = model.embed(ids[:, lanes], cache, span)
-        own = depth[:, lanes] if kind == "tensor" else range(tick - lanes[0], tick - lanes[-1] - 1, -1)
+        own = {
+            "tensor": depth[:, lanes],
+            "flight": (Flight(0, len(lanes), range(tick - lanes[0], tick - lanes[-1] - 1, -1)),),
+            "flights": tuple(Flight(i, i + 1, tick - p) for i, p in enumerate(lanes)),
+        }[kind]
         states[:, lanes] = model.recur(e, states[:, lanes], cache, span, own)
         depth[:, lanes] += 1
     torch.testing.assert_close(model.decode(states, cache, torch.arange(6)[None]), parallel)

@@ -96,9 +96,18 @@ def reference_sample(sampler: DiffusionForcing, model, prompt: list[int], max_ne
         for _ in range(sampler.headway):
             new = front + len(lanes)
             if len(lanes) < sampler.max_wavefront and new < last:
-                y[new:] = [y[new] if new < len(y) else y[-1]]
+                y[new:] = [y[new] if new < len(y) else lookup(y)]
                 lanes.append(new)
                 state[new], depth[new], age[new] = noise(new), 0, 0
+
+
+def lookup(y: list[int]) -> int:
+    """What followed the last time that the two last tokens, else the last one, occurred."""
+    best = max(
+        ((y[i - 1] == y[-2], i) for i in range(1, len(y) - 1) if y[i] == y[-1]),
+        default=None,
+    )
+    return y[-1] if best is None else y[best[1] + 1]
 
 
 def chooser(call: dict) -> TokenChooser:
