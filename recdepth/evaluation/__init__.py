@@ -1,15 +1,19 @@
 """Samplers on tasks: accuracy with intervals, agreement, and speed at equal accuracy."""
 
+from .calibrate import CalibrationLook, ExitCalibration, calibrate_exit
 from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
 from .intervals import Interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
 
 __all__ = [
+    "CalibrationLook",
     "Evaluation",
+    "ExitCalibration",
     "Interval",
     "Timings",
     "agreement",
+    "calibrate_exit",
     "compare",
     "comparison_samplers",
     "evaluate",

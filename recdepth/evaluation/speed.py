@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 import transformers
 
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.sampling import Sampler, SampleStats
+from recdepth.sampling import Sampler, SampleResult, SampleStats
 
 from .evaluate import Prompt, evaluating
 from .intervals import Interval, median_interval
@@ -25,13 +27,22 @@ class Timings:
 
     Attributes:
         seconds: wall-clock time of the whole call, prefill included.
-        new_tokens: tokens it returned (at least 1: a stop token counts).
+        new_tokens: how many tokens it returned (at least 1: a stop token counts).
+        tokens: the tokens themselves.
         stats: of all calls together.
     """
 
     seconds: list[float] = field(default_factory=list)
     new_tokens: list[int] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list, repr=False)
     stats: SampleStats = field(default_factory=SampleStats)
+
+    def add(self, seconds: float, result: SampleResult) -> None:
+        """Note a call with one prompt."""
+        self.seconds.append(seconds)
+        self.new_tokens.append(result.stats.new_tokens)
+        self.tokens += result.tokens
+        self.stats = self.stats.add(result.stats)
 
     @property
     def rates(self) -> np.ndarray:
@@ -60,51 +71,80 @@ def time_in_turn(
     max_new_tokens: int,
     stop_tokens: Sequence[int],
     seed: int = 0,
+    warmup: int = 1,
     on_prompt: Callable[[int], None] | None = None,
+    timings: dict[str, Timings] | None = None,
 ) -> dict[str, Timings]:
     """Time every sampler on every prompt, one prompt at a time, greedily.
 
-    Prompt by prompt each sampler has its turn, starting with another one each time. Every sampler runs once before,
-    unmeasured, to warm up.
+    Prompt by prompt each sampler has its turn, starting with another one each time. Before, every sampler runs
+    unmeasured, to warm up; a call that has to wait for torch.compile is made again.
 
     Args:
         samplers: by name.
         model: put into eval mode meanwhile.
         items: prompts, at least one.
         max_new_tokens, stop_tokens, seed: as in :func:`recdepth.evaluation.evaluate`.
+        warmup: prompts to warm up with.
         on_prompt: called with the number of prompts done.
+        timings: an empty dict to be filled, prompt by prompt, for callers that may be interrupted.
+
+    Returns:
+        the timings by name.
     """
     if not items:
         raise ValueError("items is empty; time at least one prompt")
     names = list(samplers)
-    timings = {name: Timings() for name in names}
+    timings = {} if timings is None else timings
+    timings.update({name: Timings() for name in names})
     with evaluating(model):
-        for i in range(-1, len(items)):  # -1 warms up
+        for i in range(-warmup, len(items)):  # below 0: warms up
+            row = i if i >= 0 else (i + warmup) % len(items)
             turn = max(i, 0) % len(names)
+            measured = {}
             for name in names[turn:] + names[:turn]:
-                _wait(model.device)
-                started = time.perf_counter()
-                result = samplers[name](
+                call = partial(
+                    samplers[name],
                     model,
-                    [items[max(i, 0)].prompt_ids],
+                    [items[row].prompt_ids],
                     max_new_tokens=max_new_tokens,
                     stop_tokens=stop_tokens,
                     seed=seed,
-                    rows=[max(i, 0)],
+                    rows=[row],
                 )
-                _wait(model.device)
-                elapsed = time.perf_counter() - started
-                if i >= 0:
-                    timing = timings[name]
-                    timing.seconds.append(elapsed)
-                    timing.new_tokens.append(result.stats.new_tokens)
-                    timing.stats = timing.stats.add(result.stats)
-            if on_prompt is not None and i >= 0:
+                measured[name] = _timed(call, model.device)
+            if i < 0:
+                continue
+            for name, taken in measured.items():
+                timings[name].add(*taken)
+            if on_prompt is not None:
                 on_prompt(i + 1)
     return timings
 
 
-def _wait(device: torch.device) -> None:
+def _timed(call: Callable[[], SampleResult], device: torch.device) -> tuple[float, SampleResult]:
+    """Seconds and result of a call; one in which a graph was compiled does not count, and is made again."""
+    while True:
+        graphs = _graphs()
+        wait(device)
+        started = time.perf_counter()
+        result = call()
+        wait(device)
+        seconds = time.perf_counter() - started
+        if _graphs() == graphs:
+            return seconds, result
+        if device.type == "cuda":
+            call()  # new graphs are captured
+
+
+def _graphs() -> int:
+    """How many graphs torch.compile has made in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # slow to import; not there: nothing was compiled
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
+
+
+def wait(device: torch.device) -> None:
+    """Let the device finish what it was given, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

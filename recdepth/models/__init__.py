@@ -1,7 +1,7 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
 from .cache import Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
-from .compilation import can_compile
+from .compilation import Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
 from .loading import load_model, load_tokenizer
@@ -13,13 +13,18 @@ __all__ = [
     "Flight",
     "KVCache",
     "KVPolicy",
+    "Places",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthOutput",
+    "Seams",
     "Slot",
     "Span",
     "can_compile",
+    "compiled_capacity",
+    "compiled_width",
     "load_model",
     "load_tokenizer",
     "sample_depth",
+    "sampling_seams",
 ]

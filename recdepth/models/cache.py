@@ -122,6 +122,7 @@ class KVCache:
         shape = (slots, batch, config.num_attention_heads, capacity + 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self._views: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -190,6 +191,24 @@ class KVCache:
             v[rows, :, span.positions] = values.transpose(1, 2)
         return k[:, :, : span.length], v[:, :, : span.length]
 
+    @property
+    def first_slots(self) -> tuple[int, ...]:
+        """Each core layer's slot of depth 0; that of depth d lies d before it."""
+        return tuple(self._prelude + (layer + 1) * self._depths - 1 for layer in range(self._core))
+
+    def slots(self, seam: str, depth: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The keys and the values that a seam (embed, recur, decode) uses, a view per layer."""
+        depth = depth if seam == "recur" and self.kv == "per_depth" else 0
+        if (seam, depth) not in self._views:
+            first, count, step = {
+                "embed": (0, self._prelude, 1),
+                "recur": (self._prelude + self._depths - 1 - depth, self._core, self._depths),
+                "decode": (self.coda_slot(0), len(self.keys) - self.coda_slot(0), 1),
+            }[seam]
+            slots = range(first, first + count * step, step)
+            self._views[seam, depth] = [self.keys[i] for i in slots], [self.values[i] for i in slots]
+        return self._views[seam, depth]
+
     def settle(self, rows: Tensor, positions: Tensor, depth: Tensor) -> None:
         """Let the slots that committed positions never wrote read as their deepest one (``per_depth`` only).
 
@@ -228,6 +247,7 @@ class KVCache:
         """Drop all rows but these (finished rows stop costing)."""
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
+        self._views.clear()
 
 
 class CacheRows:

@@ -1,12 +1,22 @@
-"""torch.compile for the model's seams, where the machine can."""
+"""torch.compile for the model's seams, where the machine can: for training, and for sampling."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .cache import Depth, KVCache, Slot, Span
+
+if TYPE_CHECKING:
+    from .recurrent import RecurrentDepthForCausalLM
 
 
 def can_compile(device: torch.device | str = "cpu") -> tuple[bool, str]:
@@ -23,3 +33,178 @@ def compile_seams(model: nn.Module) -> None:
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     for name in ("embed", "recur", "decode"):
         setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
+
+
+# --------------------------------------------------------------------------------------------------------- for sampling
+
+#: Widths that are compiled; beyond the last, multiples of it. A pass takes the next one up, the rest is padding.
+WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64)
+#: Numbers of keys that are compiled, and capacities of the caches: multiples of this.
+KEYS = 128
+
+_seams: WeakKeyDictionary[nn.Module, CompiledSeams] = WeakKeyDictionary()
+
+
+def compiled_width(lanes: int) -> int:
+    """The width that is compiled for so many lanes."""
+    return next((w for w in WIDTHS if w >= lanes), -(-lanes // WIDTHS[-1]) * WIDTHS[-1])
+
+
+def compiled_capacity(positions: int) -> int:
+    """The cache's capacity that is compiled for so many positions."""
+    return -(-positions // KEYS) * KEYS
+
+
+class Seams(Protocol):
+    """What a sampler asks of a model, or of its compiled twin."""
+
+    @property
+    def span(self) -> Callable[..., Span | Places]: ...
+
+    @property
+    def embed(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def recur(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def decode(self) -> Callable[..., Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions of a compiled pass, padded to its width with -1, and the number of keys it looks at."""
+
+    positions: Int[Tensor, "batch time"]
+    length: int
+
+
+def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
+    """A model's seams, compiled for sampling; one set per model, kept as long as the model."""
+    if model not in _seams:
+        _seams[model] = CompiledSeams(model)
+    return _seams[model]
+
+
+class CompiledSeams:
+    """``embed``, ``recur`` and ``decode`` of a model on static shapes, one graph per width and number of keys.
+
+    The positions are a tensor, so one graph serves every place of a wavefront; lanes beyond the wavefront's width have
+    position -1. With one depth for all lanes a graph gets that depth's keys as views; with a depth per lane it reads
+    each lane's keys where they lie, inside the attention kernel. On CUDA the graphs are replayed as CUDA graphs.
+
+    Args:
+        model: not kept alive by this.
+    """
+
+    def __init__(self, model: RecurrentDepthForCausalLM):
+        self._model = ref(model)
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 256)  # graphs by width, keys, rows, dtype
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
+        self._cuda = model.device.type == "cuda"
+        mode = "reduce-overhead" if self._cuda else None
+        self._run: Callable[..., Tensor] = torch.compile(_run, dynamic=False, mode=mode)
+
+    def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
+        """As the model's; the number of keys is rounded up to one that is compiled."""
+        assert length is not None, "reading the length off the positions would wait for the device"
+        assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
+        return Places(positions, compiled_capacity(length))
+
+    def embed(self, ids: Int[Tensor, "batch time"], cache: KVCache, places: Places) -> Float[Tensor, "batch time dim"]:
+        return self._call("embed", (ids,), cache, places, 0)
+
+    def recur(
+        self,
+        e: Float[Tensor, "batch time dim"],
+        s: Float[Tensor, "batch time dim"],
+        cache: KVCache,
+        places: Places,
+        depth: Depth,
+    ) -> Float[Tensor, "batch time dim"]:
+        return self._call("recur", (e, s), cache, places, depth)
+
+    def decode(
+        self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places
+    ) -> Float[Tensor, "batch time vocab"]:
+        return self._call("decode", (s,), cache, places, 0)
+
+    def _call(self, seam: str, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, depth: Depth) -> Tensor:
+        model = self._model()
+        assert model is not None
+        tables = model.rope_tables(places.positions.device)
+        if isinstance(depth, Tensor):
+            stores: Any = (cache.keys, cache.values)
+        else:
+            assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
+            stores, depth = cache.slots(seam, depth), 0
+        if self._cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        out = self._run(model, seam, inputs, places.positions, places.length, tables, stores, depth, cache.first_slots)
+        return out.clone() if self._cuda else out  # the next replay overwrites it
+
+
+def _run(
+    model: RecurrentDepthForCausalLM,
+    seam: str,
+    inputs: tuple[Tensor, ...],
+    positions: Tensor,
+    length: int,
+    tables: tuple[Tensor, Tensor],
+    stores: tuple[Any, Any],
+    depth: int | Tensor,
+    first_slots: tuple[int, ...],
+) -> Tensor:
+    """One seam on tensors alone: everything else is a constant of the graph."""
+    cos, sin = (table[positions][:, :, None] for table in tables)
+    mask = torch.arange(length, device=positions.device) <= positions.clamp(min=0)[:, None, :, None]
+    span = Span(positions, cos, sin, mask, False, None, length)
+    kind: Any = type(model)  # not the instance: its seams may be compiled for training
+    if isinstance(depth, Tensor):
+        return kind.recur(model, *inputs, _LaneSlots(*stores, first_slots), span, depth)
+    cache = _OneSlot(*stores)
+    if seam == "embed":
+        return kind.embed(model, *inputs, cache, span)
+    if seam == "recur":
+        return kind.recur(model, *inputs, cache, span, depth)
+    return kind.decode(model, *inputs, cache, span)
+
+
+class _OneSlot:
+    """A cache of the slots that one pass uses, a pair of tensors per layer."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]):
+        self.keys, self.values = keys, values
+
+    def prelude_slot(self, layer: int) -> int:
+        return layer
+
+    def core_slot(self, layer: int, depth: Depth) -> Slot:
+        return layer
+
+    def coda_slot(self, layer: int) -> int:
+        return layer
+
+    def update(self, slot: Any, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+        k, v = self.keys[slot], self.values[slot]
+        k[rows, :, span.positions] = keys.transpose(1, 2)
+        v[rows, :, span.positions] = values.transpose(1, 2)
+        return k[:, :, : span.length], v[:, :, : span.length]
+
+
+class _LaneSlots:
+    """The whole cache, for lanes at depths of their own."""
+
+    def __init__(self, keys: Tensor, values: Tensor, first_slots: tuple[int, ...]):
+        self.keys, self.values, self.first_slots = keys, values, first_slots
+
+    def core_slot(self, layer: int, depth: Any) -> Any:
+        return self.first_slots[layer] - depth
+
+    def update(self, slot: Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+        self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2)
+        self.values[slot, rows, :, span.positions] = values.transpose(1, 2)
+        return self.keys[slot, rows, :, : span.length], self.values[slot, rows, :, : span.length]

@@ -185,12 +185,22 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             mask = None
             if not (causal or alone):
                 mask = torch.arange(length, device=device) <= positions.clamp(min=0)[:, None, :, None]
-        cos, sin = self._rope_tables(device)
+        cos, sin = self.rope_tables(device)
         if start is not None:
             cos, sin = cos[None, start : start + time], sin[None, start : start + time]
         else:
             cos, sin = cos[positions], sin[positions]  # -1 reads the last angle: harmless
         return Span(positions, cos[:, :, None], sin[:, :, None], mask, causal, start, length)
+
+    def rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of the rotary embedding, [time, head_dim] each, for all positions of the context."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        if (device, dtype) not in self._rope:
+            c = self.config
+            with torch.inference_mode(False):  # a table made while sampling must serve training too
+                tables = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
+            self._rope[device, dtype] = tables
+        return self._rope[device, dtype]
 
     def new_cache(self, batch: int, capacity: int, kv: KVPolicy = "shared", num_steps: int = 1) -> KVCache:
         """A cache of this model's dtype and device; arguments as in :class:`KVCache`."""
@@ -281,15 +291,6 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
 
     def _as_span(self, positions: Tensor | Span, cache: Cache | None) -> Span:
         return positions if isinstance(positions, Span) else self.span(positions, cache)
-
-    def _rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        if (device, dtype) not in self._rope:
-            c = self.config
-            with torch.inference_mode(False):  # a table made while sampling must serve training too
-                tables = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
-            self._rope[device, dtype] = tables
-        return self._rope[device, dtype]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,18 +1,24 @@
 """Samplers for recurrent-depth models: one engine, and the policies that tell the samplers apart."""
 
-from .exits import Exit, LatentDiff
+from .exits import EXITS, KL, ArgmaxStability, Cosine, EntropyDiff, Exit, LatentDiff
 from .policies import NOISE_SCHEDULES, Policy
 from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
 from .result import SampleResult, SampleStats
 from .tokens import TokenChooser
 from .trace import Trace, Tracer, TraceStep
 from .wavefront import Wavefront
+from .width import auto_width, forget_widths
 
 __all__ = [
+    "EXITS",
+    "KL",
     "NOISE_SCHEDULES",
     "Adaptive",
+    "ArgmaxStability",
     "Autoregressive",
+    "Cosine",
     "DiffusionForcing",
+    "EntropyDiff",
     "Exact",
     "Exit",
     "LatentDiff",
@@ -26,4 +32,6 @@ __all__ = [
     "TraceStep",
     "Tracer",
     "Wavefront",
+    "auto_width",
+    "forget_widths",
 ]

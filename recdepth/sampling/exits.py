@@ -73,7 +73,7 @@ class LatentDiff:
     def feature(self, state: State, logits: Logits | None) -> Feature:
         return state
 
-    def score(self, now: Feature, before: Feature, previous: Score | None = None) -> Score:
+    def score(self, now: Feature, before: Feature, previous: Score) -> Score:
         now, before = _wide(now), _wide(before)
         return (now - before).norm(dim=-1) / now.norm(dim=-1)
 

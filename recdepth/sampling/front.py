@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from recdepth.models import compiled_width
+
 from .policies import Policy
 
 LaneInts = Int[np.ndarray, "batch lanes"]
@@ -131,10 +133,11 @@ class Front:
 
     def lanes(self) -> Lanes:
         """The lanes of the next step."""
-        offsets = np.arange(self.width.max())
+        widest = int(self.width.max())
+        offsets = np.arange(compiled_width(widest) if self.policy.compile else widest)
         active = offsets < self.width[:, None]
         positions = np.where(active, self.front[:, None] + offsets, -1)
-        same = (self.front == self.front[0]).all() and bool(active.all())
+        same = not self.policy.compile and (self.front == self.front[0]).all() and bool(active.all())
         rows = np.arange(len(self.front))
         head = self.depth[rows, self.front]
         steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - head)
@@ -144,7 +147,7 @@ class Front:
             positions=positions,
             active=active,
             start=int(self.front[0]) if same else None,
-            stale=int(np.where(self.width > 0, self.stale - self.front, self.width.max()).min()),
+            stale=int(np.where(self.width > 0, self.stale - self.front, len(offsets)).min()),
             depth=depth,
             age=self.age[rows[:, None], positions],
             steps=steps,
@@ -240,7 +243,9 @@ class Front:
     def _extend(self, headway: Int[np.ndarray, " batch"]) -> None:
         """Open new lanes, guess their tokens, and close rows that have all their tokens."""
         self.finished = self.finished | (self.front >= self.last)
-        room = np.minimum(self.last - self.front, self.policy.max_wavefront)
+        # a wavefront over the whole prompt is as wide as that, at least
+        limit = self.policy.max_wavefront if self.policy.prefill else np.maximum(self.policy.max_wavefront, self.prompt)
+        room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
         # the first new lane's token was proposed by the lane before it; those of further ones are guessed
         for ahead in range(1, int((width - self.width).max(initial=0))):

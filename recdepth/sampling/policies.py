@@ -52,6 +52,7 @@ class Policy:
         prefill_steps: recurrences of the parallel pass over the prompt; None takes r, 0 opens the wavefront over the
             whole prompt instead.
         init_scale: factor on the initial states' σ; 0 for zero states.
+        compile: run compiled graphs of static shapes; lanes are padded to their widths.
 
     Raises:
         ValueError: naming every impossible setting at once.
@@ -73,6 +74,7 @@ class Policy:
     confirm_flips: bool = False
     prefill_steps: int | None = None
     init_scale: float = 1.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         rules = {

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from recdepth.models import KVPolicy, RecurrentDepthForCausalLM
+from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile
 
-from .exits import LatentDiff
+from .exits import EXITS, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
+from .width import WIDTHS, auto_width
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +31,18 @@ class Sampler:
     num_steps: int = 32
     init_scale: float = 1.0
     prefill_steps: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self.policy()  # checks the settings
 
     @abstractmethod
-    def policy(self) -> Policy:
-        """The engine's settings."""
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
+        """The engine's settings; ``max_wavefront=auto`` is measured on the model (without one it stands for 128)."""
+
+    def _shared(self) -> dict[str, Any]:
+        """The settings that every sampler hands on."""
+        return {name: getattr(self, name) for name in ("num_steps", "init_scale", "prefill_steps", "compile")}
 
     def __call__(
         self,
@@ -70,8 +79,9 @@ class Sampler:
         choose = TokenChooser(temperature, top_k, top_p, min_p, seed)
         texts = [list(map(int, p)) for p in prompts]
         streams = list(range(len(texts))) if rows is None else list(rows)
-        policy = self.policy()
-        _check_call(model, policy, texts, streams, max_new_tokens, batch_size)
+        policy = _compilable(self.policy(model), model)
+        limit = None if policy.prefill or getattr(self, "max_wavefront", None) == "auto" else policy.max_wavefront
+        _check_call(model, texts, streams, max_new_tokens, batch_size, limit)
         result = SampleResult([[] for _ in texts], SampleStats())
         if max_new_tokens == 0 or not texts:
             return result
@@ -100,46 +110,44 @@ class Autoregressive(Sampler):
         kv: ``per_depth`` (what training computes) or ``shared``.
         prefill_steps: recurrences over the prompt; None takes r, 0 feeds the prompt through the wavefront.
         init_scale: factor on the initial states' σ.
+        compile: run compiled graphs (the first calls wait for the compiler); the same tokens but for rounding. Falls
+            back to eager, with a warning, where nothing can be compiled.
     """
 
     name: ClassVar[str] = "autoregressive"
     kv: KVPolicy = "per_depth"
 
-    def policy(self) -> Policy:
-        return Policy(
-            num_steps=self.num_steps,
-            inner_steps=self.num_steps,
-            kv=self.kv,
-            prefill_steps=self.prefill_steps,
-            init_scale=self.init_scale,
-        )
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
+        return Policy(inner_steps=self.num_steps, kv=self.kv, **self._shared())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Sampler):
-    """One token after the other, each until its state stops moving (``latent_diff``) or has had ``num_steps``.
+    """One token after the other, each until it has settled by an exit criterion, or has had ``num_steps``.
 
     Args:
         num_steps: r, most recurrences per token.
-        inner_steps: recurrences between two looks at the state.
-        exit_threshold: ε of ``‖s − s_prev‖/‖s‖`` over one look.
+        inner_steps: recurrences between two looks.
+        commit: the criterion: ``latent_diff``, ``cosine`` (on states), ``entropy_diff``, ``kl`` or
+            ``argmax_stability`` (on what is read out, at every look); see :data:`EXITS` for each one's maths.
+        exit_threshold: a token is done when the criterion's score falls below; None for the criterion's usual one.
+            :func:`recdepth.evaluation.calibrate_exit` finds one for a wanted agreement with full depth.
         kv: ``shared`` or ``per_depth`` (slots that were never written read as the deepest one).
-        prefill_steps, init_scale: as in :class:`Autoregressive`.
+        prefill_steps, init_scale, compile: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "adaptive"
     inner_steps: int = 1
-    exit_threshold: float = 0.03
+    commit: str = "latent_diff"
+    exit_threshold: float | None = None
     kv: KVPolicy = "shared"
 
-    def policy(self) -> Policy:
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         return Policy(
-            num_steps=self.num_steps,
             inner_steps=self.inner_steps,
             kv=self.kv,
-            exit=LatentDiff(self.exit_threshold),
-            prefill_steps=self.prefill_steps,
-            init_scale=self.init_scale,
+            exit=_criterion(self.commit, self.exit_threshold),
+            **self._shared(),
         )
 
 
@@ -152,47 +160,53 @@ class DiffusionForcing(Sampler):
     Args:
         num_steps: r, recurrences after which a lane is committed in any case.
         inner_steps: r', recurrences between two read-outs.
-        exit_threshold: ε of ``‖s − s_prev‖/‖s‖`` over one step; unused with ``commit=depth``.
+        exit_threshold: ε: a lane is done when the score of ``commit`` over one step falls below; None for the
+            criterion's usual one (0.03 for ``latent_diff``).
         momentum: η, weight of the previous embedding.
         noise: β, noise mixed into the states before each step.
         noise_schedule: how β falls with a lane's age: ``inverse``, ``linear`` or ``constant``.
-        headway: lanes opened per step.
-        max_wavefront: most lanes at once.
+        headway: lanes opened per step; tokens of further lanes are looked up in the text so far.
+        max_wavefront: most lanes at once; ``auto`` is the width from which wider passes hardly do more per second on
+            this machine (:func:`auto_width`).
         kv: ``shared``, or ``per_depth`` (slower: every lane has keys of its own).
-        on_flip: states behind a changed draft: ``keep``, ``renoise`` (half), ``reset``.
-        commit: ``latent_diff`` or ``depth``.
+        on_flip: states behind a changed draft: ``keep``, ``renoise``, ``reset``.
+        renoise: share of fresh noise with ``on_flip=renoise``.
+        commit: ``latent_diff``, another criterion as in :class:`Adaptive`, or ``depth`` (after r recurrences only).
         prefill_steps: recurrences over the prompt; None takes r, 0 opens the wavefront over the whole prompt.
-        init_scale: factor on the initial states' σ.
+        init_scale, compile: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "diffusion_forcing"
     inner_steps: int = 4
-    exit_threshold: float = 0.03
+    exit_threshold: float | None = None
     momentum: float = 0.1
     noise: float = 0.0
     noise_schedule: Schedule = "inverse"
     headway: int = 1
-    max_wavefront: int = 128
+    max_wavefront: int | Literal["auto"] = "auto"
     kv: KVPolicy = "shared"
     on_flip: OnFlip = "keep"
-    commit: Literal["latent_diff", "depth"] = "latent_diff"
+    renoise: float = 0.5
+    commit: str = "latent_diff"
 
-    def policy(self) -> Policy:
-        if self.commit not in ("latent_diff", "depth"):
-            raise ValueError(f"commit={self.commit!r} is unknown; take 'latent_diff' or 'depth'")
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
+        if self.commit == "depth" and self.exit_threshold is not None:
+            raise ValueError(
+                f"exit_threshold={self.exit_threshold} has no effect with commit=depth; leave it at null or choose"
+                f" another commit"
+            )
         return Policy(
-            num_steps=self.num_steps,
             inner_steps=self.inner_steps,
             kv=self.kv,
-            exit=LatentDiff(self.exit_threshold) if self.commit == "latent_diff" else None,
+            exit=None if self.commit == "depth" else _criterion(self.commit, self.exit_threshold, others=("depth",)),
             on_flip=self.on_flip,
+            renoise=self.renoise,
             momentum=self.momentum,
             noise=self.noise,
             noise_schedule=self.noise_schedule,
             headway=self.headway,
-            max_wavefront=self.max_wavefront,
-            prefill_steps=self.prefill_steps,
-            init_scale=self.init_scale,
+            max_wavefront=_wavefront(self.max_wavefront, model, self.kv),
+            **self._shared(),
         )
 
 
@@ -208,35 +222,33 @@ class Exact(Sampler):
         num_steps: r, recurrences of every committed token.
         inner_steps: recurrences between two read-outs.
         headway: lanes opened per step; tokens of further lanes are looked up in the text so far.
-        max_wavefront: most lanes at once.
+        max_wavefront: most lanes at once; ``auto`` as in :class:`DiffusionForcing`.
         draft_depth: recurrences after which a lane is read out for the first time, and the next lane opens.
         readout_growth: a lane is read out again when its depth has grown by this factor; 1 re-drafts at every step.
         confirm_flips: a draft changes (and the lanes behind it start anew) only when two read-outs in a row propose the
             same other token, or the final one does.
-        prefill_steps, init_scale: as in :class:`Autoregressive`.
+        prefill_steps, init_scale, compile: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "exact"
     inner_steps: int = 1
     headway: int = 1
-    max_wavefront: int = 32
+    max_wavefront: int | Literal["auto"] = "auto"
     draft_depth: int = 1
     readout_growth: float = 1.0
     confirm_flips: bool = False
 
-    def policy(self) -> Policy:
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         return Policy(
-            num_steps=self.num_steps,
             inner_steps=self.inner_steps,
             kv="per_depth",
             on_flip="reset",
             headway=self.headway,
-            max_wavefront=self.max_wavefront,
+            max_wavefront=_wavefront(self.max_wavefront, model, "per_depth"),
             draft_depth=self.draft_depth,
             readout_growth=self.readout_growth,
             confirm_flips=self.confirm_flips,
-            prefill_steps=self.prefill_steps,
-            init_scale=self.init_scale,
+            **self._shared(),
         )
 
 
@@ -251,14 +263,14 @@ class Speculative(Sampler):
         num_steps: r, recurrences of every committed token.
         draft_depth: recurrences of a drafted token, at most ``num_steps``.
         draft_tokens: tokens drafted per round.
-        prefill_steps, init_scale: as in :class:`Autoregressive`; the prefill cannot be off.
+        prefill_steps, init_scale, compile: as in :class:`Autoregressive`; the prefill cannot be off.
     """
 
     name: ClassVar[str] = "speculative"
     draft_depth: int = 1
     draft_tokens: int = 16
 
-    def policy(self) -> Policy:
+    def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         problems = []
         if not 1 <= self.draft_depth <= self.num_steps:
             problems.append(f"draft_depth={self.draft_depth} must lie between 1 and num_steps={self.num_steps}")
@@ -269,26 +281,51 @@ class Speculative(Sampler):
         if problems:
             raise ValueError("impossible sampler settings:\n" + "\n".join(f"  - {p}" for p in problems))
         return Policy(
-            num_steps=self.num_steps,
             inner_steps=self.num_steps,
             kv="per_depth",
             on_flip="reset",
             max_wavefront=self.draft_tokens,
-            prefill_steps=self.prefill_steps,
-            init_scale=self.init_scale,
+            **self._shared(),
         )
 
     def _engine(self, *call: Any) -> Wavefront:
         return Speculation(*call, draft_depth=self.draft_depth)
 
 
+#: Usual thresholds, of looks one to four recurrences apart (see the criteria's own words).
+USUAL_THRESHOLDS = {"latent_diff": 0.03, "cosine": 1e-3, "entropy_diff": 1e-3, "kl": 5e-4, "argmax_stability": 0.2}
+
+
+def _criterion(commit: str, threshold: float | None, others: tuple[str, ...] = ()) -> Exit:
+    if commit not in EXITS:
+        raise ValueError(f"commit={commit!r} is unknown; take one of {', '.join((*EXITS, *others))}")
+    return EXITS[commit](USUAL_THRESHOLDS[commit] if threshold is None else threshold)
+
+
+def _wavefront(width: int | Literal["auto"], model: RecurrentDepthForCausalLM | None, kv: KVPolicy) -> int:
+    if width != "auto":
+        if not isinstance(width, int):
+            raise ValueError(f"max_wavefront={width!r} must be a number of lanes, or 'auto'")
+        return width
+    return WIDTHS[-1] if model is None else auto_width(model, kv)
+
+
+def _compilable(policy: Policy, model: RecurrentDepthForCausalLM) -> Policy:
+    if policy.compile:
+        able, reason = can_compile(model.device)
+        if not able:
+            log.warning(f"compile=true: {reason}")
+            return replace(policy, compile=False)
+    return policy
+
+
 def _check_call(
     model: RecurrentDepthForCausalLM,
-    policy: Policy,
     prompts: list[list[int]],
     streams: list[int],
     max_new_tokens: int,
     batch_size: int | None,
+    longest_prompt: int | None,
 ) -> None:
     context, vocab = model.config.max_position_embeddings, model.config.vocab_size
     problems = []
@@ -308,9 +345,9 @@ def _check_call(
                 f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that exceeds the context"
                 f" of {context}; shorten it or lower max_new_tokens"
             )
-        elif not policy.prefill and len(prompt) > policy.max_wavefront:
+        elif longest_prompt is not None and len(prompt) > longest_prompt:
             problems.append(
-                f"prompt {i} has {len(prompt)} tokens, more than max_wavefront={policy.max_wavefront}, and"
+                f"prompt {i} has {len(prompt)} tokens, more than max_wavefront={longest_prompt}, and"
                 " prefill_steps=0 opens the wavefront over all of them; raise max_wavefront or prefill_steps"
             )
     if problems:

@@ -16,6 +16,7 @@ class SampleStats:
         token_passes: recurrences times lanes while decoding (the work that core passes did).
         readouts: lanes decoded to logits.
         committed: positions committed while decoding (the prefill gives each row's first token).
+        widest: most lanes that a row had at once.
         recurrences_per_token: mean recurrences that these positions had had when they were committed (their ages).
         flips: drafts that changed.
         flips_withdrawn: changes proposed once and taken back by the next read-out (``confirm_flips``).
@@ -30,6 +31,7 @@ class SampleStats:
     token_passes: int = 0
     readouts: int = 0
     committed: int = 0
+    widest: int = 0
     recurrences_per_token: float = 0.0
     flips: int = 0
     flips_withdrawn: int = 0
@@ -41,6 +43,7 @@ class SampleStats:
     def add(self, other: SampleStats) -> SampleStats:
         """The sum over two calls, with the rates over both."""
         total = SampleStats(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        total.widest = max(self.widest, other.widest)
         recurrences = self.committed * self.recurrences_per_token + other.committed * other.recurrences_per_token
         total.recurrences_per_token = recurrences / max(total.committed, 1)
         total.tokens_per_second = total.new_tokens / max(total.prefill_seconds + total.decode_seconds, 1e-9)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .front import LaneInts, Lanes
@@ -37,8 +38,8 @@ class Speculation(Wavefront):
         drafts = self._draft(lanes, place)
         e, s = place.read(self.embedded), place.read(self.states)
         for depth in range(self.draft_depth, self.policy.num_steps):
-            s = self._count(self.model.recur(e, s, self.cache, span, depth), lanes.active)
-        proposals = self.choose(self.model.decode(s, self.cache, span), self._streams, span.positions + 1)
+            s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active)
+        proposals = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         self.stats.readouts += int(lanes.active.sum())
         both = torch.stack([drafts, proposals]).cpu().numpy()
         tokens = self.front.take_drafts(lanes, both[0])
@@ -57,20 +58,21 @@ class Speculation(Wavefront):
         rows = np.arange(len(lanes.active))
         token = self._upload(self.front.tokens[rows, lanes.positions[:, 0]])[:, None]
         drafts = []
-        for i in range(lanes.width):
+        widest = int(self.front.width.max())  # the step's lanes may be padded
+        for i in range(widest):
             lane = place.part(i, i + 1)
             span = self._span(lane, int(lanes.positions[:, i].max()) + 1)
-            e = self.model.embed(token, self.cache, span)
+            e = self.seams.embed(token, self.cache, span)
             s = lane.read(self.fresh_states)
             for depth in range(self.draft_depth):
-                s = self._count(self.model.recur(e, s, self.cache, span, depth), lanes.active[:, i : i + 1])
+                s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active[:, i : i + 1])
             lane.write(self.embedded, e)
             lane.write(self.states, s)
-            if i + 1 < lanes.width:  # what the last lane says is known after the verification
-                token = self.choose(self.model.decode(s, self.cache, span), self._streams, span.positions + 1)
+            if i + 1 < widest:  # what the last lane says is known after the verification
+                token = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
                 self.stats.readouts += int(lanes.active[:, i].sum())
             drafts.append(token)
-        return torch.cat(drafts, dim=1)
+        return F.pad(torch.cat(drafts, dim=1), (0, lanes.width - widest))
 
     def _count(self, s: Tensor, active: LaneInts) -> Tensor:
         self.stats.core_passes += 1

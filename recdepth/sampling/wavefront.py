@@ -13,7 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recdepth.models import Depth, Flight, RecurrentDepthForCausalLM, Span
+from recdepth.models import (
+    Depth,
+    Flight,
+    Places,
+    RecurrentDepthForCausalLM,
+    Seams,
+    Span,
+    compiled_capacity,
+    compiled_width,
+    sampling_seams,
+)
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .front import Front, LaneBools, LaneInts, Lanes, Outcome, Rows
@@ -77,11 +87,14 @@ class Wavefront:
     ):
         began = time.perf_counter()  # buffers are part of the prefill
         self.model, self.policy, self.choose, self.tracer = model, policy, choose, tracer
+        self.seams: Seams = sampling_seams(model) if policy.compile else model
         self.prompts, self.streams, self.max_new_tokens = prompts, streams, max_new_tokens
         self.stats = SampleStats()
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self._device = model.device
         self._capacity = max(map(len, prompts)) + max_new_tokens
+        if policy.compile:
+            self._capacity = compiled_capacity(self._capacity)
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
         batch = min(batch_size, len(prompts))
         self.front = Front(batch, self._capacity, stop_tokens, policy)
@@ -94,6 +107,7 @@ class Wavefront:
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
         self.states = torch.zeros_like(self.embedded)
         self.fresh_states = torch.zeros_like(self.embedded) if policy.on_flip != "keep" else self.states
+        self._ring = max(policy.max_wavefront, 0 if policy.prefill else max(map(len, prompts)))  # most lanes of a row
         self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._recurrences = 0
@@ -138,13 +152,15 @@ class Wavefront:
 
     # ------------------------------------------------------------------------------------------------ parts of a step
 
-    def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span) -> Tensor:
+    def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
         if lanes.stale < lanes.width:
-            part = place.part(lanes.stale, lanes.width)
-            ids = self._upload(tokens[:, lanes.stale :])
-            part_span = span if lanes.stale == 0 else self._span(part, span.length)
-            part.write(self.embedded, self.model.embed(ids, self.cache, part_span))
+            first = lanes.stale
+            if self.policy.compile:  # the next width that is compiled: some lanes once more
+                first = max(0, lanes.width - compiled_width(lanes.width - first))
+            part = place.part(first, lanes.width)
+            part_span = span if first == 0 else self._span(part, span.length)
+            part.write(self.embedded, self.seams.embed(self._upload(tokens[:, first:]), self.cache, part_span))
         e = place.read(self.embedded)
         if not self.policy.momentum:
             return e
@@ -164,33 +180,34 @@ class Wavefront:
         beta = self._upload(self.policy.noise_weights(lanes.age)[..., None])
         return torch.lerp(s, z.to(s.dtype), beta.to(s.dtype))
 
-    def _recur(self, e: Tensor, s: Tensor, lanes: Lanes, span: Span) -> Tensor:
+    def _recur(self, e: Tensor, s: Tensor, lanes: Lanes, span: Span | Places) -> Tensor:
         """Each row's own number of recurrences, on all of its lanes at once."""
         depth = self._cache_depth(lanes)
         open_rows = lanes.steps[lanes.active[:, 0]]
         fewest, most = int(open_rows.min()), int(open_rows.max())
         for k in range(fewest):
-            s = self.model.recur(e, s, self.cache, span, _deeper(depth, k))
+            s = self.seams.recur(e, s, self.cache, span, _deeper(depth, k))
         for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
             positions = self._upload(np.where(going, lanes.positions, -1))
-            partial = self.model.span(positions, self.cache, length=span.length)
+            partial = self.seams.span(positions, self.cache, length=span.length)
             at = _deeper(depth, k)
             at = at.clamp(max=self.policy.num_steps - 1) if isinstance(at, Tensor) else at
-            s = torch.where(self._upload(going)[..., None], self.model.recur(e, s, self.cache, partial, at), s)
+            s = torch.where(self._upload(going)[..., None], self.seams.recur(e, s, self.cache, partial, at), s)
         self.stats.core_passes += most
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
+        self.stats.widest = max(self.stats.widest, int(lanes.active.sum(1).max()))
         return s
 
     def _read_out(
-        self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span
+        self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
     ) -> tuple[LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
         """Proposals of the lanes that are due, and exit scores, in one transfer."""
         exit = self.policy.exit
         if exit is None:
             return self._proposals(s, lanes, place, span), None
         if exit.reads_logits:
-            logits = self.model.decode(s, self.cache, span)
+            logits = self.seams.decode(s, self.cache, span)
             score = self._compare_looks(exit.feature(s, logits), lanes, place)
         else:
             score = exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
@@ -200,13 +217,13 @@ class Wavefront:
                 if not (at_end & lanes.active).any():
                     return None, residual
                 return self._proposals(s, lanes, place, span), residual
-            logits = self.model.decode(s, self.cache, span)
+            logits = self.seams.decode(s, self.cache, span)
         self.stats.readouts += int(lanes.active.sum())
         proposals = self.choose(logits, self._streams, span.positions + 1)
         both = torch.stack([proposals.double(), score.double()]).cpu().numpy()
         return both[0].astype(np.int64), both[1]
 
-    def _proposals(self, s: Tensor, lanes: Lanes, place: Place, span: Span) -> LaneInts | None:
+    def _proposals(self, s: Tensor, lanes: Lanes, place: Place, span: Span | Places) -> LaneInts | None:
         """Read out the lanes that are due and no others; None if there are none."""
         counts = lanes.due.sum(1)
         most = int(counts.max())
@@ -214,12 +231,14 @@ class Wavefront:
             return None
         self.stats.readouts += int(counts.sum())
         if (lanes.due | ~lanes.active).all():
-            return self.choose(self.model.decode(s, self.cache, span), self._streams, span.positions + 1).cpu().numpy()
+            return self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1).cpu().numpy()
+        if self.policy.compile:
+            most = min(compiled_width(most), lanes.width)
         order = np.argsort(~lanes.due, axis=1, kind="stable")[:, :most]  # due lanes first, in their order
         rows = np.arange(len(order))[:, None]
         positions = self._upload(np.where(lanes.due[rows, order], lanes.positions[rows, order], -1))
-        some = self.model.span(positions, self.cache, length=span.length)
-        logits = self.model.decode(s[place.rows, self._upload(order)], self.cache, some)
+        some = self.seams.span(positions, self.cache, length=span.length)
+        logits = self.seams.decode(s[place.rows, self._upload(order)], self.cache, some)
         proposals = np.zeros_like(lanes.positions)
         proposals[rows, order] = self.choose(logits, self._streams, positions + 1).cpu().numpy()
         return proposals
@@ -228,12 +247,12 @@ class Wavefront:
         """The exit's score against each lane's last look; a lane's first look has none."""
         assert self.policy.exit is not None
         if self._looks is None:  # one entry per lane: logits are large
-            shape = (len(now), self.policy.max_wavefront + 1)
+            shape = (len(now), self._ring + 1)
             self._looks = now.new_zeros(*shape, now.shape[-1]), now.new_full(shape, torch.inf)
-        ring = np.where(lanes.active, lanes.positions % self.policy.max_wavefront, -1)
+        ring = np.where(lanes.active, lanes.positions % self._ring, -1)
         at = place.rows, self._upload(ring)
         features, scores = self._looks
-        first = self._upload(lanes.age == 0)
+        first = self._upload(lanes.depth == 0)  # opened, or its input changed: no look of this input yet
         previous = scores[at].masked_fill(first, torch.inf)
         score = self.policy.exit.score(now, features[at], previous)
         score = score.masked_fill(first, torch.inf)
@@ -353,7 +372,7 @@ class Wavefront:
         if self._looks is not None:
             self._looks = self._looks[0][keep], self._looks[1][keep]
 
-    def _locate(self, lanes: Lanes) -> tuple[Place, Span]:
+    def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
         batch = len(lanes.active)
         if lanes.start is not None:
             positions = self._count_up[None, lanes.start : lanes.start + lanes.width].expand(batch, -1)
@@ -362,8 +381,8 @@ class Wavefront:
         place = Place(lanes.start, self._row_index(batch), positions)
         return place, self._span(place, int(lanes.positions.max()) + 1)
 
-    def _span(self, place: Place, length: int) -> Span:
-        return self.model.span(place.positions, self.cache, start=place.start, length=length)
+    def _span(self, place: Place, length: int) -> Span | Places:
+        return self.seams.span(place.positions, self.cache, start=place.start, length=length)
 
     def _row_index(self, batch: int) -> Tensor:
         return torch.arange(batch, device=self._device)[:, None]

@@ -85,7 +85,7 @@ def reference_sample(sampler: DiffusionForcing, model, prompt: list[int], max_ne
                 if sampler.on_flip == "reset":
                     state[p], age[p] = noise(p), 0
                 if sampler.on_flip == "renoise":
-                    state[p] = 0.5 * state[p] + 0.5 * noise(p)
+                    state[p] = (1 - sampler.renoise) * state[p] + sampler.renoise * noise(p)
         for p in list(lanes):
             done = reached[p] >= r or (sampler.commit == "latent_diff" and moved[p] < sampler.exit_threshold)
             if p in flipped or not done:

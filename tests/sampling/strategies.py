@@ -68,10 +68,11 @@ def cases(draw, max_rows: int = 1, gains: tuple[float, ...] = ALL):
 
 
 depths = st.integers(1, 8)
+COMMITS = ("latent_diff", "depth", "cosine", "entropy_diff", "kl", "argmax_stability")
 
 
 @st.composite
-def diffusion_settings(draw, **fixed):
+def diffusion_settings(draw, commits=COMMITS, **fixed):
     """Settings of DiffusionForcing, prefill on."""
     r = draw(depths)
     settings = {
@@ -85,8 +86,14 @@ def diffusion_settings(draw, **fixed):
         "max_wavefront": draw(st.integers(1, 9)),
         "kv": draw(st.sampled_from(["shared", "per_depth"])),
         "on_flip": draw(st.sampled_from(["keep", "renoise", "reset"])),
-        "commit": draw(st.sampled_from(["latent_diff", "depth"])),
+        "renoise": draw(st.sampled_from([0.5, 0.2])),
+        "commit": draw(st.sampled_from(commits)),
         "prefill_steps": draw(st.sampled_from([None, None, 1])),
         "init_scale": draw(st.sampled_from([1.0, 0.0])),
     }
-    return settings | fixed
+    settings |= fixed
+    if settings["commit"] == "depth":
+        settings["exit_threshold"] = None
+    elif settings["commit"] == "argmax_stability":
+        settings["exit_threshold"] = draw(st.sampled_from([1.0, 0.5, 0.3]))
+    return settings

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact,
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import chooser, reference_sample
-from strategies import TAME, cases, depths, diffusion_settings
+from strategies import COMMITS, TAME, cases, depths, diffusion_settings
 
 # RECDEPTH_CASES=10000 for a long run by hand
 settings.register_profile("recdepth", max_examples=int(os.environ.get("RECDEPTH_CASES", "60")), deadline=None)
@@ -44,7 +45,7 @@ def test_autoregressive_equals_the_parallel_forward_token_for_token(case, r):
 
 
 # a model that does not contract amplifies the last bit, in which the two differ, from step to step without bound
-@given(cases(gains=TAME), diffusion_settings(kv="shared"), st.booleans())
+@given(cases(gains=TAME), diffusion_settings(commits=("latent_diff", "depth"), kv="shared"), st.booleans())
 def test_the_engine_equals_the_slow_reference(case, knobs, prefill):
     model, [prompt], call = case
     if not prefill:
@@ -73,16 +74,21 @@ def exact_samplers(draw):
         inner_steps=draw(st.integers(1, r)),
         headway=draw(st.integers(1, 3)),
         max_wavefront=draw(st.integers(1, 20)),
+        draft_depth=draw(st.integers(1, r)),
+        readout_growth=draw(st.sampled_from([1.0, 1.5, 2.0, 100.0])),
+        confirm_flips=draw(st.booleans()),
         prefill_steps=draw(st.sampled_from([None, 1])),
         init_scale=draw(st.sampled_from([1.0, 0.0])),
     )
 
 
-@given(cases(max_rows=3), exact_samplers())
-def test_exact_is_lossless(case, exact):
+@given(cases(max_rows=3), exact_samplers(), st.booleans())
+def test_exact_is_lossless(case, exact, prefill):
     model, prompts, call = case
-    result = exact(model, prompts, **call)
     shared = {name: getattr(exact, name) for name in ("num_steps", "prefill_steps", "init_scale")}
+    if not prefill:  # the prompt's own recurrences are part of the wavefront then
+        shared["prefill_steps"], exact = None, replace(exact, prefill_steps=0, max_wavefront=20)
+    result = exact(model, prompts, **call)
     plain = Autoregressive(kv="per_depth", **shared)(model, prompts, **call)
     assert result.tokens == plain.tokens
 
@@ -119,7 +125,8 @@ def any_sampler(draw):
         return Autoregressive(num_steps=r, kv=kv)
     if kind == "adaptive":
         threshold = draw(st.sampled_from([0.0, 0.1, 0.5]))
-        return Adaptive(num_steps=r, inner_steps=draw(st.integers(1, r)), exit_threshold=threshold, kv=kv)
+        inner, commit = draw(st.integers(1, r)), draw(st.sampled_from([c for c in COMMITS if c != "depth"]))
+        return Adaptive(num_steps=r, inner_steps=inner, commit=commit, exit_threshold=threshold, kv=kv)
     return DiffusionForcing(**draw(diffusion_settings())) if kind == "diffusion_forcing" else draw(exact_samplers())
 
 

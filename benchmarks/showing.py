@@ -1,0 +1,157 @@
+"""The sampler benchmark's tables and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+_WIDE = 132  # characters; a narrower console gets no intervals
+_NAME: Column = ("sampler", lambda row: str(row["sampler"]))
+_VERDICTS = {"equal": "equal", "not distinguishable": "n. d.", "different": "different"}
+
+
+def show(head: Row, rows: Sequence[Row], console: Console) -> None:
+    """Print two tables, what was found and where time and memory go, with what their columns mean.
+
+    Args:
+        head: what holds for all samplers.
+        rows: of the samplers, the reference first; columns of parts that were not measured are left out.
+        console: where to.
+    """
+    reference = head["reference"]
+    baseline = rows[0].get("equal_accuracy_baseline", reference)
+    _table("Accuracy and speed", _main_columns(reference, baseline), rows, console)
+    first = rows[0]
+    _note(
+        console,
+        f"accuracy: with its 95 % interval, on {first['n']} prompts. Δ: points to {reference}, paired, with its 95 % "
+        "interval. verdict: equal (Δ of at least -0.5 over at least 2000 prompts), n. d. (not distinguishable: fewer "
+        "prompts, the interval holds 0) or different.",
+    )
+    if "speed_n" in first:
+        _note(
+            console,
+            f"tok/s: median and quartiles over {first['speed_n']} prompts at batch 1, in turn, in the faster mode. "
+            f"× {reference}, × {baseline}: speed-ups with 95 % intervals; {baseline} is the fastest AR whose accuracy "
+            "is no worse.",
+        )
+        _table("Work per token, shares of time", [_NAME, *_work_columns()], rows, console)
+        _note(
+            console,
+            "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. "
+            "%: of the time, inside the core, the prelude, the coda, and the rest.",
+        )
+    _table("Bound, memory, batches", [_NAME, *_cost_columns(first)], rows, console)
+    if "bound" in first or "memory" in first or "batches" in first:
+        _note(
+            console,
+            "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. "
+            "b n: tokens/s in batches of n, and over batch 1; *: the texts differ.",
+        )
+    for row in rows:
+        if "lossless" in row:
+            one = row["lossless"].get("batch_1")
+            console.print(
+                f"{row['sampler']}: {_identical(row['lossless'])} texts as {row['lossless']['reference']}'s in batches"
+                + (f", {_identical(one)} at batch 1" if one else ""),
+                highlight=False,
+            )
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(text, style="dim", highlight=False)
+
+
+def _table(title: str, columns: Sequence[Column], rows: Sequence[Row], console: Console) -> None:
+    shown = [(name, cell) for name, cell in columns if all(_has(cell, row) for row in rows)]
+    narrow = console.width < _WIDE
+    if len(shown) < 2:
+        return
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, (name, _) in enumerate(shown):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        cells = [cell(row) for _, cell in shown]
+        table.add_row(*(cell.split(" (")[0] for cell in cells) if narrow else cells)
+    console.print(table)
+
+
+def _has(cell: Callable[[Row], str], row: Row) -> bool:
+    """Whether the part that a column shows was measured."""
+    try:
+        cell(row)
+    except KeyError:
+        return False
+    return True
+
+
+def _main_columns(reference: str, baseline: str) -> list[Column]:
+    def spread(key: str, row: Row) -> str:
+        return f"{row[key]:.2f} ({row[f'{key}_low']:.2f}-{row[f'{key}_high']:.2f})"
+
+    return [
+        _NAME,
+        ("accuracy, %", lambda row: f"{100 * row['accuracy']:.1f} ({_percent(row, 'accuracy', '.1f')})"),
+        (f"Δ {reference}", lambda row: f"{100 * row['difference']:+.1f} ({_percent(row, 'difference', '+.1f')})"),
+        ("verdict", lambda row: _VERDICTS[row["verdict"]]),
+        ("tok/s", lambda row: f"{row['tokens_per_second']:.0f} ({_quartiles(row)})"),
+        ("mode", lambda row: str(row["mode"])),
+        (f"× {reference}", lambda row: spread("speedup", row)),
+        (f"× {baseline}", lambda row: spread("speedup_equal_accuracy", row)),
+    ]
+
+
+def _work_columns() -> list[Column]:
+    def share(part: str) -> Callable[[Row], str]:
+        return lambda row: f"{100 * row['shares'][part]:.0f}"
+
+    def per_token(key: str) -> Callable[[Row], str]:
+        return lambda row: f"{row[f'{key}_per_token']:.2f}"
+
+    return [
+        ("core", per_token("core_passes")),
+        ("pre", per_token("prefill_passes")),
+        ("work", per_token("token_passes")),
+        ("reads", per_token("readouts")),
+        ("flips", per_token("flips")),
+        ("core %", share("core")),
+        ("emb %", share("embed")),
+        ("dec %", share("decode")),
+        ("rest %", share("bookkeeping")),
+    ]
+
+
+def _cost_columns(first: Row) -> list[Column]:
+    def batch(size: str) -> Callable[[Row], str]:
+        def cell(row: Row) -> str:
+            found = row["batches"][size]
+            mark = "" if found["texts_as_at_batch_1"]["identical_share"] == 1 else "*"
+            return f"{found['tokens_per_second']:.0f}{mark} ({found['over_batch_1']:.1f}×)"
+
+        return cell
+
+    return [
+        ("/ bare", lambda row: f"{row['bound']['ratio']:.2f}"),
+        ("peak, MB", lambda row: f"{row['memory']['peak_bytes'] / 1e6:.1f}"),
+        ("KV, MB", lambda row: f"{row['memory']['kv_cache_bytes'] / 1e6:.1f}"),
+        *((f"b {size}", batch(size)) for size in first.get("batches", {})),
+    ]
+
+
+def _percent(row: Row, key: str, form: str) -> str:
+    return f"{100 * row[f'{key}_low']:{form}} to {100 * row[f'{key}_high']:{form}}"
+
+
+def _quartiles(row: Row) -> str:
+    return f"{row['tokens_per_second_quartile_low']:.0f}-{row['tokens_per_second_quartile_high']:.0f}"
+
+
+def _identical(found: Mapping[str, Any]) -> str:
+    return f"{found['identical']} of {found['texts']}"

@@ -1,0 +1,238 @@
+"""Where a sampler's time and memory go: shares of the seams, bare core passes as a bound, peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from .speed import wait
+
+SEAMS = ("embed", "recur", "decode")
+
+Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+@contextmanager
+def wrapped_seams(seams: Sequence[Any], wrap: Wrap) -> Iterator[None]:
+    """Let ``embed``, ``recur`` and ``decode`` be wrapped inside; as they were, after.
+
+    Args:
+        seams: the objects whose attributes the sampler calls: the model, and its compiled seams if it uses them.
+        wrap: (name, seam) -> what to call instead.
+    """
+    places = [(owner, name) for owner in seams for name in SEAMS]
+    own = [vars(owner).get(name) for owner, name in places]
+    try:
+        for owner, name in places:
+            setattr(owner, name, wrap(name, getattr(owner, name)))
+        yield
+    finally:
+        for (owner, name), before in zip(places, own, strict=True):
+            if before is not None:
+                setattr(owner, name, before)
+            elif name in vars(owner):  # the class has it
+                delattr(owner, name)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Fractions of a call's time; together 1.
+
+    Attributes:
+        core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
+        bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
+        seconds: what the call took, waits for the device around every seam included.
+    """
+
+    core: float
+    embed: float
+    decode: float
+    bookkeeping: float
+    seconds: float
+
+
+def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.device) -> Shares:
+    """Time the seams inside a call. On a GPU every seam is waited for, so the call as a whole is slower than unwatched.
+
+    Args:
+        seams: as in :func:`wrapped_seams`.
+        call: runs a sampler.
+        device: the model's.
+    """
+    spent = dict.fromkeys(SEAMS, 0.0)
+
+    def timed(name: str, seam: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            wait(device)
+            began = time.perf_counter()
+            out = seam(*args, **kwargs)
+            wait(device)
+            spent[name] += time.perf_counter() - began
+            return out
+
+        return run
+
+    with wrapped_seams(seams, timed):
+        wait(device)
+        began = time.perf_counter()
+        call()
+        wait(device)
+        seconds = time.perf_counter() - began
+    shares = {name: spent[name] / seconds for name in SEAMS}
+    return Shares(shares["recur"], shares["embed"], shares["decode"], max(0.0, 1 - sum(shares.values())), seconds)
+
+
+@dataclass(frozen=True)
+class CorePass:
+    """One call of ``recur``: its arguments, with ``e`` and ``s`` replaced by copies that passes of a shape share.
+
+    Attributes:
+        recur: the seam that was called, eager or compiled.
+        args, kwargs: as the sampler gave them: embedding, states, cache, span, depth.
+    """
+
+    recur: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.args[0].shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.args[0].shape[1])
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the key/value cache that the pass used."""
+        return max((int(getattr(a, "nbytes", 0)) for a in self.args[2:] if not isinstance(a, Tensor)), default=0)
+
+
+def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[CorePass]:
+    """Every core pass of a call, in order; the cache that they name stays filled.
+
+    Args:
+        seams: as in :func:`wrapped_seams`.
+        call: runs a sampler.
+    """
+    passes: list[CorePass] = []
+    kept: dict[tuple[str, torch.Size], Tensor] = {}
+
+    def recorded(name: str, seam: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "recur":
+            return seam
+
+        def run(e: Tensor, s: Tensor, *args: Any, **kwargs: Any) -> Any:
+            pair = []
+            for key, tensor in (("e", e), ("s", s)):
+                if (key, tensor.shape) not in kept:
+                    kept[key, tensor.shape] = tensor.clone()
+                pair.append(kept[key, tensor.shape])
+            passes.append(CorePass(seam, (*pair, *args), kwargs))
+            return seam(e, s, *args, **kwargs)
+
+        return run
+
+    with wrapped_seams(seams, recorded):
+        call()
+    return passes
+
+
+@torch.inference_mode()
+def replay(passes: Sequence[CorePass], device: torch.device) -> float:
+    """Seconds of the same core passes and nothing else: the same widths, keys and depths, on the filled cache."""
+    wait(device)
+    began = time.perf_counter()
+    for each in passes:
+        each.recur(*each.args, **each.kwargs)
+    wait(device)
+    return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A sampler against its own core passes, run bare: what is left to gain without changing what it computes.
+
+    Attributes:
+        passes: core passes, those of the prefill included.
+        mean_width, max_width: positions per pass.
+        sampler_seconds, bare_seconds: medians.
+        ratio: median of the ratio of each call to the bare passes timed right after it.
+    """
+
+    passes: int
+    mean_width: float
+    max_width: int
+    sampler_seconds: float
+    bare_seconds: float
+    ratio: float
+
+
+def measure_bound(
+    seams: Sequence[Any], calls: Sequence[Callable[[], object]], device: torch.device, repeats: int = 5
+) -> Bound:
+    """Time calls and their bare core passes in turn.
+
+    Args:
+        seams: as in :func:`wrapped_seams`.
+        calls: each runs the sampler on a prompt of its own; the times of all prompts are added up.
+        device: the model's.
+        repeats: rounds; one more warms up.
+    """
+    passes = [record_passes(seams, call) for call in calls]
+    sampled, bare = [], []
+    for repeat in range(-1, repeats):
+        seconds = [0.0, 0.0]
+        for call, recorded in zip(calls, passes, strict=True):
+            wait(device)
+            began = time.perf_counter()
+            call()
+            wait(device)
+            seconds[0] += time.perf_counter() - began
+            seconds[1] += replay(recorded, device)
+        if repeat >= 0:
+            sampled.append(seconds[0])
+            bare.append(seconds[1])
+    widths = [each.width for recorded in passes for each in recorded]
+    return Bound(
+        passes=len(widths),
+        mean_width=statistics.fmean(widths),
+        max_width=max(widths),
+        sampler_seconds=statistics.median(sampled),
+        bare_seconds=statistics.median(bare),
+        ratio=statistics.median(a / b for a, b in zip(sampled, bare, strict=True)),
+    )
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most memory that torch's allocator held during a call, above what it held before.
+
+    On a GPU as ``torch.cuda.max_memory_allocated`` counts it; on the CPU from the same allocator events, which
+    torch's profiler records. Neither holds what libraries allocate for themselves (workspaces of matrix products),
+    nor fragmentation. The CPU's call runs several times slower than usual.
+    """
+    if device.type == "cuda":
+        wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        wait(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
