@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -99,12 +100,7 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 256)  # graphs by width, keys, rows, dtype
-        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
-        self._cuda = model.device.type == "cuda"
-        mode = "reduce-overhead" if self._cuda else None
-        self._run: Callable[..., Tensor] = torch.compile(_run, dynamic=False, mode=mode)
+        self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
         """As the model's; the number of keys is rounded up to one that is compiled."""
@@ -133,16 +129,34 @@ class CompiledSeams:
     def _call(self, seam: str, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, depth: Depth) -> Tensor:
         model = self._model()
         assert model is not None
-        tables = model.rope_tables(places.positions.device)
+        positions, keys = places.positions.contiguous(), cache.keys
+        tables = model.rope_tables(positions.device)
+        own = isinstance(depth, Tensor)
         if isinstance(depth, Tensor):
-            stores: Any = (cache.keys, cache.values)
+            stores: Any = (keys, cache.values)
         else:
             assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
             stores, depth = cache.slots(seam, depth), 0
-        if self._cuda:
+        shape = keys.shape if own else keys.shape[1:]
+        key = seam, own, positions.shape, places.length, shape, keys.dtype, keys.device
+        if key not in self._graphs:
+            self._graphs[key] = _compiled("_".join(map(str, (seam, *positions.shape, places.length))), keys.device.type)
+        if keys.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        out = self._run(model, seam, inputs, places.positions, places.length, tables, stores, depth, cache.first_slots)
-        return out.clone() if self._cuda else out  # the next replay overwrites it
+        out = self._graphs[key](
+            model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots
+        )
+        return out.clone() if keys.is_cuda else out  # the next replay overwrites it
+
+
+def _compiled(name: str, device: str) -> Callable[..., Tensor]:
+    """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
+    code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
+    run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
+    if device == "cuda":
+        options["triton.cudagraphs"] = True
+    return torch.compile(run, dynamic=False, fullgraph=True, options=options)
 
 
 def _run(

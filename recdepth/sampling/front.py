@@ -110,7 +110,7 @@ class Front:
         """Commit the prompts of these rows and the tokens that they predict."""
         self.front[rows] = self.stale[rows] = self.prompt[rows]
         self.tokens[rows, self.prompt[rows]] = first_tokens
-        self.finished[rows] = np.isin(first_tokens, self.stop)
+        self.finished[rows] = self._stops(first_tokens)
         headway = np.zeros_like(self.front)
         headway[rows] = 1
         self._extend(headway)
@@ -172,14 +172,17 @@ class Front:
             return Outcome(none, none, none, depth, age)
 
         flipped, withdrawn = self._apply(lanes, proposals, depth)
-        behind_flip = np.logical_or.accumulate(flipped, axis=1) & lanes.active
-        self.depth[rows, np.where(behind_flip, lanes.positions, -1)] = 0
+        behind_flip = flipped
+        first_flip = self.width
+        if flipped.any():
+            behind_flip = np.logical_or.accumulate(flipped, axis=1) & lanes.active
+            self.depth[rows, np.where(behind_flip, lanes.positions, -1)] = 0
+            first_flip = np.where(flipped.any(1), flipped.argmax(1), self.width)
 
         done = lanes.due & ((depth >= self.policy.num_steps) | converged)
         committed = np.logical_and.accumulate(done & ~flipped, axis=1)
         committed = self._cut_at_stop(committed, rows)
         count = committed.sum(1)
-        first_flip = np.where(flipped.any(1), flipped.argmax(1), self.width)
         self.stale = self.front + np.maximum(first_flip, count)
         # the next lane waits until the last one has been read out at draft_depth
         last_depth = depth[rows[:, 0], np.maximum(self.width - 1, 0)]
@@ -221,9 +224,10 @@ class Front:
             withdrawn = int((heard & opened & (before >= 0) & ~differs).sum())
             self.pending[rows, np.where(heard, behind, -1)] = np.where(differs & ~certain, proposals, -1)
             differs &= certain
-        self.tokens[rows, np.where(differs, behind, -1)] = proposals
         flipped = np.zeros_like(lanes.active)
-        flipped[:, 1:] = (differs & opened)[:, :-1]
+        if differs.any():
+            self.tokens[rows, np.where(differs, behind, -1)] = proposals
+            flipped[:, 1:] = (differs & opened)[:, :-1]
         if self.policy.confirm_flips:  # lanes that start anew have said nothing yet
             anew = np.logical_or.accumulate(flipped, axis=1) & lanes.active
             self.pending[rows, np.where(anew, behind, -1)] = -1
@@ -231,14 +235,18 @@ class Front:
 
     def _cut_at_stop(self, committed: LaneBools, rows: Int[np.ndarray, "batch 1"]) -> LaneBools:
         """End rows whose newly final tokens hold a stop token: nothing behind it is committed."""
-        positions = self.front[:, None] + np.arange(committed.shape[1]) + 1
+        if not len(self.stop) or not committed[:, 0].any():
+            return committed
+        positions = self.front[:, None] + np.arange(1, committed.shape[1] + 1)
         final = self.tokens[rows, np.minimum(positions, self.capacity)]
-        stops = committed & np.isin(final, self.stop) & (positions >= self.prompt[:, None])
-        before = np.logical_or.accumulate(stops, axis=1) & ~stops  # lanes behind the first stop, or later stops
-        first = stops & (stops.cumsum(1) == 1)
-        committed = committed & (~before & (~stops | first))
+        stops = committed & (positions >= self.prompt[:, None]) & self._stops(final)
+        if not stops.any():
+            return committed
         self.finished = self.finished | stops.any(1)
-        return committed
+        return committed & (stops.cumsum(1) - stops == 0)  # up to the first one
+
+    def _stops(self, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+        return np.asarray((tokens[..., None] == self.stop).any(-1))
 
     def _extend(self, headway: Int[np.ndarray, " batch"]) -> None:
         """Open new lanes, guess their tokens, and close rows that have all their tokens."""
@@ -256,7 +264,8 @@ class Front:
         at = np.where(opened < (self.front + width)[:, None], opened, -1)
         rows = np.arange(len(self.front))[:, None]
         self.depth[rows, at] = self.age[rows, at] = 0
-        self.pending[rows, at] = -1
+        if self.policy.confirm_flips:
+            self.pending[rows, at] = -1
         self.width = width
 
     def _guess(self, position: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
