@@ -1,6 +1,7 @@
-"""Shared by all tests: one torch thread per worker (tests run two at a time), and no network."""
+"""Shared by all tests: one torch thread per worker (tests run two at a time), no network, a cache of their own."""
 
 import os
+from collections.abc import Iterator
 
 import matplotlib
 import pytest
@@ -13,6 +14,14 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 matplotlib.use("Agg")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured widths go to a folder of this test run, never to the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECDEPTH_CACHE", str(tmp_path_factory.mktemp("recdepth_cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

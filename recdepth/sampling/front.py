@@ -142,7 +142,7 @@ class Front:
         head = self.depth[rows, self.front]
         steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - head)
         steps = np.where(self.width > 0, steps, 0)
-        depth = self.depth[rows[:, None], positions]
+        depth = np.where(active, self.depth[rows[:, None], positions], 0)
         return Lanes(
             positions=positions,
             active=active,
