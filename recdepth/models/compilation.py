@@ -143,9 +143,7 @@ class CompiledSeams:
             self._graphs[key] = _compiled("_".join(map(str, (seam, *positions.shape, places.length))), keys.device.type)
         if keys.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        out = self._graphs[key](
-            model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots
-        )
+        out = self._graphs[key](model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots)
         return out.clone() if keys.is_cuda else out  # the next replay overwrites it
 
 

@@ -6,11 +6,10 @@ Everything is numpy over [batch, lanes] or [batch, positions]; the device holds 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-
-from recdepth.models import compiled_width
 
 from .policies import Policy
 
@@ -94,6 +93,7 @@ class Front:
         self.depth = np.zeros((batch, capacity + 1), dtype=np.int64)
         self.age = np.zeros((batch, capacity + 1), dtype=np.int64)
         self.finished = np.ones(batch, dtype=bool)
+        self._rows = np.arange(batch)[:, None]
 
     def admit(self, rows: Rows, prompts: list[list[int]], max_new_tokens: int) -> None:
         """Let finished rows serve new prompts; they have no lanes yet."""
@@ -122,34 +122,37 @@ class Front:
     def reopen(self) -> None:
         """Drop all lanes and open as many as may be, at depth 0 (speculative rounds)."""
         self.width[:] = 0
+        self.depth[:] = self.age[:] = 0
         self._extend(np.full_like(self.front, self.policy.max_wavefront))
         self.stale = self.front.copy()
 
+    def input_tokens(self, lanes: Lanes) -> LaneInts:
+        """The tokens that the lanes hold, a copy."""
+        return np.array(self.tokens[self._at(lanes)])
+
     def take_drafts(self, lanes: Lanes, drafts: LaneInts) -> LaneInts:
         """Let the lanes' drafts be the tokens behind them; returns the lanes' input tokens."""
-        rows = np.arange(len(self.front))[:, None]
-        self.tokens[rows, np.where(lanes.active, lanes.positions + 1, -1)] = drafts
-        return self.tokens[rows, lanes.positions]
+        self.tokens[self._at(lanes, 1)] = drafts
+        return self.input_tokens(lanes)
 
     def lanes(self) -> Lanes:
         """The lanes of the next step."""
-        widest = int(self.width.max())
-        offsets = np.arange(compiled_width(widest) if self.policy.compile else widest)
+        widest, start = int(self.width.max()), int(self.front[0])
+        offsets = np.arange(widest)
         active = offsets < self.width[:, None]
+        alike = bool((self.front == start).all() and (self.width == widest).all())
         positions = np.where(active, self.front[:, None] + offsets, -1)
-        same = not self.policy.compile and (self.front == self.front[0]).all() and bool(active.all())
-        rows = np.arange(len(self.front))
-        head = self.depth[rows, self.front]
-        steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - head)
-        steps = np.where(self.width > 0, steps, 0)
-        depth = np.where(active, self.depth[rows[:, None], positions], 0)
+        at = np.s_[:, start : start + widest] if alike else (self._rows, positions)
+        depth = self.depth[at] if alike else np.where(active, self.depth[at], 0)
+        steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - depth[:, 0])
+        steps = steps if alike else np.where(self.width > 0, steps, 0)
         return Lanes(
             positions=positions,
             active=active,
-            start=int(self.front[0]) if same else None,
-            stale=int(np.where(self.width > 0, self.stale - self.front, len(offsets)).min()),
-            depth=depth,
-            age=self.age[rows[:, None], positions],
+            start=start if alike else None,
+            stale=int(np.where(self.width > 0, self.stale - self.front, widest).min()),
+            depth=depth.copy(),
+            age=self.age[at].copy(),
             steps=steps,
             due=active & self.policy.due(depth, depth + steps[:, None]),
         )
@@ -163,39 +166,37 @@ class Front:
                 none was read (nothing commits, nothing opens).
             converged: lanes that their exit criterion calls done.
         """
-        rows = np.arange(len(self.front))[:, None]
+        here = self._at(lanes)
         depth, age = lanes.depth + lanes.steps[:, None], lanes.age + lanes.steps[:, None]
-        self.depth[rows, lanes.positions], self.age[rows, lanes.positions] = depth, age
+        self.depth[here], self.age[here] = depth, age
         if proposals is None:
             none = np.zeros_like(lanes.active)
             self.stale = self.front + self.width
             return Outcome(none, none, none, depth, age)
 
         flipped, withdrawn = self._apply(lanes, proposals, depth)
-        behind_flip = flipped
-        first_flip = self.width
+        behind_flip, first_flip = flipped, self.width
         if flipped.any():
             behind_flip = np.logical_or.accumulate(flipped, axis=1) & lanes.active
-            self.depth[rows, np.where(behind_flip, lanes.positions, -1)] = 0
+            self.depth[here] = np.where(behind_flip, 0, depth)
             first_flip = np.where(flipped.any(1), flipped.argmax(1), self.width)
 
-        done = lanes.due & ((depth >= self.policy.num_steps) | converged)
-        committed = np.logical_and.accumulate(done & ~flipped, axis=1)
-        committed = self._cut_at_stop(committed, rows)
+        done = lanes.due & ((depth >= self.policy.num_steps) | converged) & ~flipped
+        committed = self._cut_at_stop(np.logical_and.accumulate(done, axis=1), lanes)
         count = committed.sum(1)
         self.stale = self.front + np.maximum(first_flip, count)
         # the next lane waits until the last one has been read out at draft_depth
-        last_depth = depth[rows[:, 0], np.maximum(self.width - 1, 0)]
+        last_depth = depth[self._rows[:, 0], np.maximum(self.width - 1, 0)]
         ready = lanes.due.any(1) & (last_depth >= self.policy.draft_depth) | (count == self.width)
         self.front = self.front + count
         self.width = self.width - count
-        self._extend(np.where(ready, self.policy.headway, 0))
+        self._extend(self.policy.headway * ready)
         return Outcome(flipped, behind_flip, committed, depth, age, withdrawn)
 
     def forget_age(self, lanes: Lanes, which: LaneBools) -> None:
         """Let lanes start anew at age 0 (their states were reset)."""
-        rows = np.arange(len(self.front))[:, None]
-        self.age[rows, np.where(which, lanes.positions, -1)] = 0
+        here = self._at(lanes)
+        self.age[here] = np.where(which, 0, self.age[here])
 
     def new_tokens(self, row: int) -> list[int]:
         """The tokens of a row that are final."""
@@ -205,6 +206,13 @@ class Front:
         """Drop all other rows."""
         for name in ("prompt", "last", "tokens", "pending", "front", "width", "stale", "depth", "age", "finished"):
             setattr(self, name, getattr(self, name)[rows])
+        self._rows = np.arange(len(rows))[:, None]
+
+    def _at(self, lanes: Lanes, ahead: int = 0) -> tuple[Any, Any]:
+        """Index of the lanes, or of the positions so far ahead of them, in arrays by row and position."""
+        if lanes.start is not None:
+            return np.s_[:, lanes.start + ahead : lanes.start + ahead + lanes.width]
+        return self._rows, np.where(lanes.active, lanes.positions + ahead, -1)
 
     def _apply(self, lanes: Lanes, proposals: LaneInts, depth: LaneInts) -> tuple[LaneBools, int]:
         """Write what lanes propose for the positions behind them; prompt tokens never change.
@@ -212,34 +220,51 @@ class Front:
         Returns:
             lanes whose own input token changed, and how many pending changes were taken back.
         """
-        rows = np.arange(len(self.front))[:, None]
-        behind = np.where(lanes.active, lanes.positions + 1, -1)
-        heard = lanes.due & (behind >= self.prompt[:, None])
-        differs = heard & (proposals != self.tokens[rows, behind])
-        opened = np.arange(lanes.width) < self.width[:, None] - 1  # the position behind is a lane too
+        behind = self._at(lanes, 1)
+        said = self.tokens[behind]
+        heard = lanes.due & (lanes.positions >= self.prompt[:, None] - 1)
+        differs = heard & (proposals != said)
+        opened = np.zeros_like(lanes.active)  # the position behind is a lane too
+        opened[:, :-1] = lanes.active[:, 1:]
         withdrawn = 0
         if self.policy.confirm_flips:
-            before = self.pending[rows, behind]
-            certain = ~opened | (depth >= self.policy.num_steps) | (before == proposals)
-            withdrawn = int((heard & opened & (before >= 0) & ~differs).sum())
-            self.pending[rows, np.where(heard, behind, -1)] = np.where(differs & ~certain, proposals, -1)
-            differs &= certain
+            withdrawn = self._confirm(behind, proposals, heard, differs, depth, opened)
         flipped = np.zeros_like(lanes.active)
         if differs.any():
-            self.tokens[rows, np.where(differs, behind, -1)] = proposals
+            self.tokens[behind] = np.where(differs, proposals, said)
             flipped[:, 1:] = (differs & opened)[:, :-1]
-        if self.policy.confirm_flips:  # lanes that start anew have said nothing yet
-            anew = np.logical_or.accumulate(flipped, axis=1) & lanes.active
-            self.pending[rows, np.where(anew, behind, -1)] = -1
+            if self.policy.confirm_flips:  # lanes that start anew have said nothing yet
+                anew = np.logical_or.accumulate(flipped, axis=1)
+                self.pending[behind] = np.where(anew, -1, self.pending[behind])
         return flipped, withdrawn
 
-    def _cut_at_stop(self, committed: LaneBools, rows: Int[np.ndarray, "batch 1"]) -> LaneBools:
+    def _confirm(
+        self,
+        behind: tuple[Any, Any],
+        proposals: LaneInts,
+        heard: LaneBools,
+        differs: LaneBools,
+        depth: LaneInts,
+        opened: LaneBools,
+    ) -> int:
+        """Let other tokens be pending until they are said again or are final: takes them out of ``differs``.
+
+        Returns:
+            how many that were pending have been taken back.
+        """
+        before = self.pending[behind]
+        certain = ~opened | (depth >= self.policy.num_steps) | (before == proposals)
+        withdrawn = int((heard & opened & (before >= 0) & ~differs).sum())
+        self.pending[behind] = np.where(heard, np.where(differs & ~certain, proposals, -1), before)
+        differs &= certain
+        return withdrawn
+
+    def _cut_at_stop(self, committed: LaneBools, lanes: Lanes) -> LaneBools:
         """End rows whose newly final tokens hold a stop token: nothing behind it is committed."""
         if not len(self.stop) or not committed[:, 0].any():
             return committed
-        positions = self.front[:, None] + np.arange(1, committed.shape[1] + 1)
-        final = self.tokens[rows, np.minimum(positions, self.capacity)]
-        stops = committed & (positions >= self.prompt[:, None]) & self._stops(final)
+        final = self.tokens[self._at(lanes, 1)]
+        stops = committed & (lanes.positions >= self.prompt[:, None] - 1) & self._stops(final)
         if not stops.any():
             return committed
         self.finished = self.finished | stops.any(1)
@@ -256,17 +281,11 @@ class Front:
         room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
         # the first new lane's token was proposed by the lane before it; those of further ones are guessed
-        for ahead in range(1, int((width - self.width).max(initial=0))):
+        for ahead in range(1, int((width - self.width).max(initial=0)) if headway.max(initial=0) > 1 else 1):
             position = np.minimum(self.front + self.width + ahead, self.capacity)
             fresh = position < self.front + width
             self.tokens[fresh, position[fresh]] = self._guess(position)[fresh]
-        opened = np.arange(headway.max(initial=0)) + (self.front + self.width)[:, None]
-        at = np.where(opened < (self.front + width)[:, None], opened, -1)
-        rows = np.arange(len(self.front))[:, None]
-        self.depth[rows, at] = self.age[rows, at] = 0
-        if self.policy.confirm_flips:
-            self.pending[rows, at] = -1
-        self.width = width
+        self.width = width  # depth and age are 0 where no lane has been before
 
     def _guess(self, position: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
         """What followed the last time that the row's text held the two tokens (else the one) before a position.
@@ -275,9 +294,10 @@ class Front:
         """
         rows = np.arange(len(position))
         last, before = self.tokens[rows, position - 1], self.tokens[rows, position - 2]
-        earlier = np.arange(1, self.capacity) < (position - 1)[:, None]
-        same = (self.tokens[:, 1:-1] == last[:, None]) & earlier
-        both = same & (self.tokens[:, :-2] == before[:, None])
-        best = (same.astype(np.int64) + both) * self.capacity + np.arange(1, self.capacity) * same
-        at = best.argmax(1)
-        return np.where(same[rows, at], self.tokens[rows, at + 2], last)
+        places = np.arange(self.capacity - 1)
+        same = (self.tokens[:, :-2] == last[:, None]) & (places < (position - 1)[:, None])
+        both = same.copy()
+        both[:, 0] = False
+        both[:, 1:] &= self.tokens[:, :-3] == before[:, None]
+        at = ((same.astype(np.int64) + both) * self.capacity + places * same).argmax(1)
+        return np.where(same[rows, at], self.tokens[rows, at + 1], last)

@@ -108,7 +108,8 @@ class Autoregressive(Sampler):
     Args:
         num_steps: r, recurrences per token.
         kv: ``per_depth`` (what training computes) or ``shared``.
-        prefill_steps: recurrences over the prompt; None takes r, 0 feeds the prompt through the wavefront.
+        prefill_steps: recurrences over the prompt; None takes r, 0 opens the wavefront over the whole prompt, which
+            only prompts of one token fit here.
         init_scale: factor on the initial states' σ.
         compile: run compiled graphs (the first calls wait for the compiler); the same tokens but for rounding. Falls
             back to eager, with a warning, where nothing can be compiled.
@@ -347,8 +348,8 @@ def _check_call(
             )
         elif longest_prompt is not None and len(prompt) > longest_prompt:
             problems.append(
-                f"prompt {i} has {len(prompt)} tokens, more than max_wavefront={longest_prompt}, and"
-                " prefill_steps=0 opens the wavefront over all of them; raise max_wavefront or prefill_steps"
+                f"prompt {i} has {len(prompt)} tokens, more than the wavefront's {longest_prompt}, and prefill_steps=0"
+                " opens it over all of them; raise prefill_steps, or max_wavefront where the sampler has it"
             )
     if problems:
         raise ValueError("cannot sample:\n" + "\n".join(f"  - {p}" for p in problems[:10]))

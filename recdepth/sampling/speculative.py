@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .front import LaneInts, Lanes
@@ -41,7 +40,7 @@ class Speculation(Wavefront):
             s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active)
         proposals = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         self.stats.readouts += int(lanes.active.sum())
-        both = torch.stack([drafts, proposals]).cpu().numpy()
+        both = torch.stack([drafts, proposals[:, : lanes.width]]).cpu().numpy()
         tokens = self.front.take_drafts(lanes, both[0])
         outcome = self.front.advance(lanes, both[1], np.False_)
         self._treat_flips(lanes, outcome, place)
@@ -58,8 +57,7 @@ class Speculation(Wavefront):
         rows = np.arange(len(lanes.active))
         token = self._upload(self.front.tokens[rows, lanes.positions[:, 0]])[:, None]
         drafts = []
-        widest = int(self.front.width.max())  # the step's lanes may be padded
-        for i in range(widest):
+        for i in range(lanes.width):
             lane = place.part(i, i + 1)
             span = self._span(lane, int(lanes.positions[:, i].max()) + 1)
             e = self.seams.embed(token, self.cache, span)
@@ -68,11 +66,11 @@ class Speculation(Wavefront):
                 s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active[:, i : i + 1])
             lane.write(self.embedded, e)
             lane.write(self.states, s)
-            if i + 1 < widest:  # what the last lane says is known after the verification
+            if i + 1 < lanes.width:  # what the last lane says is known after the verification
                 token = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
                 self.stats.readouts += int(lanes.active[:, i].sum())
             drafts.append(token)
-        return F.pad(torch.cat(drafts, dim=1), (0, lanes.width - widest))
+        return torch.cat(drafts, dim=1)
 
     def _count(self, s: Tensor, active: LaneInts) -> Tensor:
         self.stats.core_passes += 1

@@ -97,6 +97,7 @@ class Wavefront:
             self._capacity = compiled_capacity(self._capacity)
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
         batch = min(batch_size, len(prompts))
+        self._count_rows = torch.arange(batch, device=self._device)[:, None]
         self.front = Front(batch, self._capacity, stop_tokens, policy)
         self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
         self._waiting = 0  # the next prompt that no row has served yet
@@ -107,7 +108,8 @@ class Wavefront:
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
         self.states = torch.zeros_like(self.embedded)
         self.fresh_states = torch.zeros_like(self.embedded) if policy.on_flip != "keep" else self.states
-        self._ring = max(policy.max_wavefront, 0 if policy.prefill else max(map(len, prompts)))  # most lanes of a row
+        most = max(policy.max_wavefront, 0 if policy.prefill else max(map(len, prompts)))
+        self._ring = min(most, self._capacity)  # most lanes of a row
         self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._recurrences = 0
@@ -138,7 +140,7 @@ class Wavefront:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
-        tokens = self.front.tokens[np.arange(len(lanes.active))[:, None], lanes.positions]
+        tokens = self.front.input_tokens(lanes)
         e = self._embed(lanes, tokens, place, span)
         before = place.read(self.states)
         s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
@@ -155,17 +157,17 @@ class Wavefront:
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
         if lanes.stale < lanes.width:
-            first = lanes.stale
+            first, width = lanes.stale, place.positions.shape[1]
             if self.policy.compile:  # the next width that is compiled: some lanes once more
-                first = max(0, lanes.width - compiled_width(lanes.width - first))
-            part = place.part(first, lanes.width)
+                first = max(0, width - compiled_width(width - first))
+            part = place.part(first, width)
             part_span = span if first == 0 else self._span(part, span.length)
-            part.write(self.embedded, self.seams.embed(self._upload(tokens[:, first:]), self.cache, part_span))
+            part.write(self.embedded, self.seams.embed(self._lay(tokens)[:, first:], self.cache, part_span))
         e = place.read(self.embedded)
         if not self.policy.momentum:
             return e
         weight = np.where(lanes.age == 0, 1.0, 1.0 - self.policy.momentum)  # a new lane has no previous embedding
-        e = torch.lerp(place.read(self.mixed), e, self._upload(weight[..., None]).to(e.dtype))
+        e = torch.lerp(place.read(self.mixed), e, self._lay(weight)[..., None].to(e.dtype))
         place.write(self.mixed, e)
         return e
 
@@ -174,10 +176,10 @@ class Wavefront:
         if not self.policy.noise:
             return s
         config = self.model.config
-        keys = (self._streams[:, None], place.positions, self._upload(lanes.age))
+        keys = (self._streams[:, None], place.positions, self._lay(lanes.age))
         z = truncated_normal(self.choose.seed, STEP_NOISE, *keys, count=config.hidden_size)
         z = z * (config.embedding_scale * (2 / (5 * config.hidden_size)) ** 0.5)
-        beta = self._upload(self.policy.noise_weights(lanes.age)[..., None])
+        beta = self._lay(self.policy.noise_weights(lanes.age))[..., None]
         return torch.lerp(s, z.to(s.dtype), beta.to(s.dtype))
 
     def _recur(self, e: Tensor, s: Tensor, lanes: Lanes, span: Span | Places) -> Tensor:
@@ -189,11 +191,11 @@ class Wavefront:
             s = self.seams.recur(e, s, self.cache, span, _deeper(depth, k))
         for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
-            positions = self._upload(np.where(going, lanes.positions, -1))
+            positions = self._lay(np.where(going, lanes.positions, -1), -1)
             partial = self.seams.span(positions, self.cache, length=span.length)
             at = _deeper(depth, k)
             at = at.clamp(max=self.policy.num_steps - 1) if isinstance(at, Tensor) else at
-            s = torch.where(self._upload(going)[..., None], self.seams.recur(e, s, self.cache, partial, at), s)
+            s = torch.where(self._lay(going)[..., None], self.seams.recur(e, s, self.cache, partial, at), s)
         self.stats.core_passes += most
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
         self.stats.widest = max(self.stats.widest, int(lanes.active.sum(1).max()))
@@ -221,6 +223,7 @@ class Wavefront:
         self.stats.readouts += int(lanes.active.sum())
         proposals = self.choose(logits, self._streams, span.positions + 1)
         both = torch.stack([proposals.double(), score.double()]).cpu().numpy()
+        both = both[..., : lanes.width]
         return both[0].astype(np.int64), both[1]
 
     def _proposals(self, s: Tensor, lanes: Lanes, place: Place, span: Span | Places) -> LaneInts | None:
@@ -231,16 +234,15 @@ class Wavefront:
             return None
         self.stats.readouts += int(counts.sum())
         if (lanes.due | ~lanes.active).all():
-            return self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1).cpu().numpy()
-        if self.policy.compile:
-            most = min(compiled_width(most), lanes.width)
+            chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
+            return chosen.cpu().numpy()[:, : lanes.width]
         order = np.argsort(~lanes.due, axis=1, kind="stable")[:, :most]  # due lanes first, in their order
         rows = np.arange(len(order))[:, None]
-        positions = self._upload(np.where(lanes.due[rows, order], lanes.positions[rows, order], -1))
+        positions = self._lay(np.where(lanes.due[rows, order], lanes.positions[rows, order], -1), -1)
         some = self.seams.span(positions, self.cache, length=span.length)
-        logits = self.seams.decode(s[place.rows, self._upload(order)], self.cache, some)
+        logits = self.seams.decode(s[place.rows, self._lay(order)], self.cache, some)
         proposals = np.zeros_like(lanes.positions)
-        proposals[rows, order] = self.choose(logits, self._streams, positions + 1).cpu().numpy()
+        proposals[rows, order] = self.choose(logits, self._streams, positions + 1).cpu().numpy()[:, :most]
         return proposals
 
     def _compare_looks(self, now: Tensor, lanes: Lanes, place: Place) -> Float[Tensor, "batch lanes"]:
@@ -250,9 +252,9 @@ class Wavefront:
             shape = (len(now), self._ring + 1)
             self._looks = now.new_zeros(*shape, now.shape[-1]), now.new_full(shape, torch.inf)
         ring = np.where(lanes.active, lanes.positions % self._ring, -1)
-        at = place.rows, self._upload(ring)
+        at = place.rows, self._lay(ring, -1)
         features, scores = self._looks
-        first = self._upload(lanes.depth == 0)  # opened, or its input changed: no look of this input yet
+        first = self._lay(lanes.depth == 0)  # opened, or its input changed: no look of this input yet
         previous = scores[at].masked_fill(first, torch.inf)
         score = self.policy.exit.score(now, features[at], previous)
         score = score.masked_fill(first, torch.inf)
@@ -271,7 +273,7 @@ class Wavefront:
         if self.policy.on_flip == "keep" or not outcome.behind_flip.any():
             return
         weight = 1.0 if self.policy.on_flip == "reset" else self.policy.renoise
-        weights = self._upload(np.where(outcome.behind_flip, weight, 0.0)[..., None]).to(self.states.dtype)
+        weights = self._lay(np.where(outcome.behind_flip, weight, 0.0))[..., None].to(self.states.dtype)
         place.write(self.states, torch.lerp(place.read(self.states), place.read(self.fresh_states), weights))
         if self.policy.on_flip == "reset":
             self.stats.discarded_passes += int(outcome.age[outcome.behind_flip].sum())
@@ -374,18 +376,19 @@ class Wavefront:
 
     def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
         batch = len(lanes.active)
-        if lanes.start is not None:
-            positions = self._count_up[None, lanes.start : lanes.start + lanes.width].expand(batch, -1)
+        start = None if self.policy.compile else lanes.start
+        if start is not None:
+            positions = self._count_up[None, start : start + lanes.width].expand(batch, -1)
         else:
-            positions = self._upload(lanes.positions)
-        place = Place(lanes.start, self._row_index(batch), positions)
+            positions = self._lay(lanes.positions, -1)
+        place = Place(start, self._row_index(batch), positions)
         return place, self._span(place, int(lanes.positions.max()) + 1)
 
     def _span(self, place: Place, length: int) -> Span | Places:
         return self.seams.span(place.positions, self.cache, start=place.start, length=length)
 
     def _row_index(self, batch: int) -> Tensor:
-        return torch.arange(batch, device=self._device)[:, None]
+        return self._count_rows[:batch]
 
     def _cache_depth(self, lanes: Lanes) -> Depth | None:
         """Which recurrence the next pass is, for the slots of a per-depth cache."""
@@ -394,9 +397,18 @@ class Wavefront:
         used = lanes.depth[lanes.active]
         if (used == used[0]).all():
             return int(used[0])
-        if lanes.start is not None and len(lanes.depth) == 1:
+        if not self.policy.compile and len(lanes.depth) == 1:
             return _flights(used)
-        return self._upload(np.where(lanes.active, lanes.depth, 0))
+        return self._lay(lanes.depth)
+
+    def _lay(self, array: np.ndarray, fill: int = 0) -> Tensor:
+        """Upload what belongs to lanes, [batch, lanes], padded to the width that is compiled."""
+        rows, width = array.shape
+        if self.policy.compile and (wide := compiled_width(width)) > width:
+            padded = np.full((rows, wide), fill, dtype=array.dtype)
+            padded[:, :width] = array
+            array = padded
+        return self._upload(array)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
@@ -419,7 +431,7 @@ class Wavefront:
                 core_passes=self.stats.core_passes,
                 positions=lanes.positions,
                 tokens=tokens,
-                proposals=np.full(shape, -1) if proposals is None else proposals,
+                proposals=np.full(shape, -1) if proposals is None else np.where(lanes.due, proposals, -1),
                 depth=outcome.depth,
                 age=outcome.age,
                 residual=np.full(shape, np.nan) if residual is None else residual,

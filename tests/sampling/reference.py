@@ -104,7 +104,7 @@ def reference_sample(sampler: DiffusionForcing, model, prompt: list[int], max_ne
 def lookup(y: list[int]) -> int:
     """What followed the last time that the two last tokens, else the last one, occurred."""
     best = max(
-        ((y[i - 1] == y[-2], i) for i in range(1, len(y) - 1) if y[i] == y[-1]),
+        ((i > 0 and y[i - 1] == y[-2], i) for i in range(len(y) - 1) if y[i] == y[-1]),
         default=None,
     )
     return y[-1] if best is None else y[best[1] + 1]

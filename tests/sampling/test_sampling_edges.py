@@ -94,7 +94,7 @@ def test_adaptive_reads_out_only_what_it_commits(model):
 
 
 def test_prefill_off_needs_a_wavefront_over_the_prompt(model):
-    with pytest.raises(ValueError, match=r"prompt 0 has 3 tokens, more than max_wavefront=2"):
+    with pytest.raises(ValueError, match=r"prompt 0 has 3 tokens, more than the wavefront's 2"):
         DiffusionForcing(num_steps=4, prefill_steps=0, max_wavefront=2)(model, [[1, 2, 3]], max_new_tokens=2)
     result = DiffusionForcing(num_steps=4, prefill_steps=0, max_wavefront=3)(model, [[1, 2, 3]], max_new_tokens=2)
     assert result.stats.prefill_passes == 0

@@ -1,0 +1,146 @@
+"""compile=true: the same tokens through padded widths, bucketed keys and static caches; and without a compiler."""
+
+import logging
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, presets
+
+sys.path.insert(0, str(Path(__file__).parent))
+from strategies import COMMITS, TAME, cases, depths, diffusion_settings, tiny_model
+
+few = settings(max_examples=40, deadline=None)
+
+
+@contextmanager
+def as_if_compiled():
+    """The compiled path, run by Python: needs no compiler, and takes no time."""
+    with torch.compiler.set_stance("force_eager"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "can_compile", lambda device: (True, ""))
+        yield
+
+
+@st.composite
+def samplers(draw):
+    kind = draw(st.sampled_from(["autoregressive", "adaptive", "diffusion_forcing", "exact", "speculative"]))
+    r, kv = draw(depths), draw(st.sampled_from(["shared", "per_depth"]))
+    inner, prefill = draw(st.integers(1, r)), draw(st.sampled_from([None, None, 1]))
+    if kind == "autoregressive":
+        return Autoregressive(num_steps=r, kv=kv, prefill_steps=prefill)
+    if kind == "adaptive":
+        commit = draw(st.sampled_from([c for c in COMMITS if c != "depth"]))
+        threshold = draw(st.sampled_from([0.0, 0.1, 0.6]))
+        return Adaptive(num_steps=r, inner_steps=inner, commit=commit, exit_threshold=threshold, kv=kv)
+    if kind == "speculative":
+        return Speculative(num_steps=r, draft_depth=inner, draft_tokens=draw(st.integers(1, 9)), prefill_steps=prefill)
+    if draw(st.booleans()):
+        prefill = 0
+    width = draw(st.integers(7 if prefill == 0 else 1, 12))  # a prompt has up to 7 tokens
+    if kind == "diffusion_forcing":
+        return DiffusionForcing(**draw(diffusion_settings(prefill_steps=prefill, max_wavefront=width)))
+    return Exact(
+        num_steps=r,
+        inner_steps=inner,
+        headway=draw(st.integers(1, 3)),
+        max_wavefront=width,
+        draft_depth=draw(st.integers(1, r)),
+        readout_growth=draw(st.sampled_from([1.0, 2.0])),
+        confirm_flips=draw(st.booleans()),
+        prefill_steps=prefill,
+    )
+
+
+PLAIN = tiny_model(0, 11, (1, 2, 1), 0.5)
+LONG = {"max_new_tokens": 30, "stop_tokens": []}
+
+
+# a model that does not contract amplifies the last bit, which differs with the width of a product
+@settings(few, max_examples=80)
+@given(cases(max_rows=4, gains=TAME), samplers(), st.integers(1, 4))
+@example((PLAIN, [[1, 2]], LONG), Exact(num_steps=6, max_wavefront=7), 1)  # 6 or 7 lanes are padded to 8, for long
+@example((PLAIN, [[1, 2], [3]], LONG), DiffusionForcing(num_steps=8, inner_steps=1, commit="depth", max_wavefront=7), 2)
+@example((PLAIN, [[1]] * 3, LONG), Speculative(num_steps=4, draft_tokens=5), 2)
+def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
+    model, prompts, call = case
+    eager = sampler(model, prompts, **call, batch_size=batch_size)
+    with as_if_compiled():
+        compiled = replace(sampler, compile=True)(model, prompts, **call, batch_size=batch_size)
+    assert compiled.tokens == eager.tokens
+    for name in ("core_passes", "prefill_passes", "token_passes", "readouts", "committed", "widest", "flips"):
+        assert getattr(compiled.stats, name) == getattr(eager.stats, name), name
+
+
+@pytest.mark.parametrize("kv", ["shared", "per_depth"])
+def test_keys_beyond_the_first_bucket(kv):
+    config = {"vocab_size": 11, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    torch.manual_seed(0)
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, max_position_embeddings=300)).double().eval()
+    prompts = [[i % 11 for i in range(120)], [3, 1]]  # the first crosses 128 keys on its way to 140
+    sampler = DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=6, kv=kv)
+    call = {"max_new_tokens": 20, "temperature": 1.0}
+    with as_if_compiled():
+        found = replace(sampler, compile=True)(model, prompts, **call).tokens
+    assert found == sampler(model, prompts, **call).tokens
+
+
+def test_few_shapes_are_compiled_each_once(monkeypatch):
+    model, made = tiny_model(1, 11, (1, 2, 1), 0.25), []  # no other test has made this one's graphs
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **how: made.append(run.__name__) or compiled(run, **how))
+    sampler, call = Exact(num_steps=7, max_wavefront=7, compile=True), {"max_new_tokens": 25}
+    with as_if_compiled():
+        first = sampler(model, [[1, 2]], **call)
+        count = len(made)
+        assert sampler(model, [[1, 2]], **call).tokens == first.tokens
+    assert len(made) == count  # nothing new the second time
+    assert first.stats.widest == 7
+    # a seam at widths 1, 4 and 8; the core once more for lanes at depths of their own
+    assert {name.split("_")[0] for name in made} == {"embed", "recur", "decode"}
+    assert count <= 4 * 3
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Autoregressive(num_steps=3, compile=True),
+        Adaptive(num_steps=3, compile=True),
+        DiffusionForcing(num_steps=3, inner_steps=1, max_wavefront=4, compile=True),
+        Exact(num_steps=3, max_wavefront=4, compile=True),
+        Speculative(num_steps=3, draft_tokens=3, compile=True),
+    ],
+    ids=lambda s: s.name,
+)
+def test_without_a_compiler_it_says_so_and_runs_eagerly(sampler, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("nothing can be compiled"))
+    model, call = tiny_model(0, 11, (1, 2, 1), 1.0), {"max_new_tokens": 8}
+    with caplog.at_level(logging.WARNING, logger="recdepth"):
+        result = sampler(model, [[1, 2], [3]], **call)
+    assert [r.getMessage() for r in caplog.records if "no-such-compiler" in r.getMessage()]
+    assert result.tokens == replace(sampler, compile=False)(model, [[1, 2], [3]], **call).tokens
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile()[0], reason=can_compile()[1])
+def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
+    torch_inductor = pytest.importorskip("torch._inductor.config")
+    monkeypatch.setattr(torch_inductor, "compile_threads", 1)  # no pool of worker processes for a few small graphs
+    model = tiny_model(3, 11, (0, 1, 0), 0.5)
+    single = RecurrentDepthForCausalLM(model.config).eval()  # one block: little to compile
+    single.load_state_dict(model.state_dict())
+    call = {"max_new_tokens": 9}
+    for sampler in (
+        Exact(num_steps=4, max_wavefront=4),  # lanes at depths of their own
+        DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=3),
+    ):
+        eager = sampler(single, [[1, 2]], **call)
+        assert eager.stats.widest > 1
+        assert replace(sampler, compile=True)(single, [[1, 2]], **call).tokens == eager.tokens
