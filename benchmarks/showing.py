@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,70 +17,85 @@ _NAME: Column = ("sampler", lambda row: str(row["sampler"]))
 _VERDICTS = {"equal": "equal", "not distinguishable": "n. d.", "different": "different"}
 
 
+class Grid(NamedTuple):
+    """A table: its title, headers, rows of cells, and what the columns mean."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+    note: str
+
+
 def show(head: Row, rows: Sequence[Row], console: Console) -> None:
-    """Print two tables, what was found and where time and memory go, with what their columns mean.
+    """Print the tables, and how many texts of lossless samplers are the reference's.
 
     Args:
         head: what holds for all samplers.
-        rows: of the samplers, the reference first; columns of parts that were not measured are left out.
+        rows: of the samplers, the reference first.
         console: where to.
     """
-    reference = head["reference"]
-    baseline = rows[0].get("equal_accuracy_baseline", reference)
-    _table("Accuracy and speed", _main_columns(reference, baseline), rows, console)
-    first = rows[0]
-    _note(
-        console,
+    narrow = console.width < _WIDE
+    for grid in tables(head, rows):
+        table = Table(
+            title=grid.title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for i, name in enumerate(grid.headers):
+            table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        for cells in grid.rows:
+            table.add_row(*(cell.split(" (")[0] for cell in cells) if narrow else cells)
+        console.print(table)
+        console.print(grid.note, style="dim", highlight=False)
+    for line in identical_texts(rows):
+        console.print(line, highlight=False)
+
+
+def tables(head: Row, rows: Sequence[Row]) -> list[Grid]:
+    """What was found and where time and memory go; columns of parts that were not measured are left out."""
+    first, reference = rows[0], head["reference"]
+    baseline = first.get("equal_accuracy_baseline", reference)
+    accuracy = (
         f"accuracy: with its 95 % interval, on {first['n']} prompts. Δ: points to {reference}, paired, with its 95 % "
         "interval. verdict: equal (Δ of at least -0.5 over at least 2000 prompts), n. d. (not distinguishable: fewer "
-        "prompts, the interval holds 0) or different.",
+        "prompts, the interval holds 0) or different."
     )
-    if "speed_n" in first:
-        _note(
-            console,
-            f"tok/s: median and quartiles over {first['speed_n']} prompts at batch 1, in turn, in the faster mode. "
-            f"× {reference}, × {baseline}: speed-ups with 95 % intervals; {baseline} is the fastest AR whose accuracy "
-            "is no worse.",
-        )
-        _table("Work per token, shares of time", [_NAME, *_work_columns()], rows, console)
-        _note(
-            console,
-            "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. "
-            "%: of the time, inside the core, the prelude, the coda, and the rest.",
-        )
-    _table("Bound, memory, batches", [_NAME, *_cost_columns(first)], rows, console)
-    if "bound" in first or "memory" in first or "batches" in first:
-        _note(
-            console,
-            "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. "
-            "b n: tokens/s in batches of n, and over batch 1; *: the texts differ.",
-        )
+    speed = (
+        f" tok/s: median and quartiles over {first.get('speed_n')} prompts at batch 1, in turn, in the faster mode. "
+        f"× {reference}, × {baseline}: speed-ups with 95 % intervals; {baseline} is the fastest AR whose accuracy is "
+        "no worse."
+    )
+    work = (
+        "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. %: of "
+        "the time, inside the core, the prelude, the coda, and the rest."
+    )
+    costs = (
+        "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. b n: "
+        "tokens/s in batches of n, and over batch 1; *: the texts differ."
+    )
+    parts = [
+        ("Accuracy and speed", _main_columns(reference, baseline), accuracy + (speed if "speed_n" in first else "")),
+        ("Work per token, shares of time", [_NAME, *_work_columns()], work),
+        ("Bound, memory, batches", [_NAME, *_cost_columns(first)], costs),
+    ]
+    grids = []
+    for title, columns, note in parts:
+        shown = [(name, cell) for name, cell in columns if all(_has(cell, row) for row in rows)]
+        if len(shown) > 1:
+            cells = [[cell(row) for _, cell in shown] for row in rows]
+            grids.append(Grid(title, [name for name, _ in shown], cells, note))
+    return grids
+
+
+def identical_texts(rows: Sequence[Row]) -> list[str]:
+    """For each lossless sampler, how many of its texts are the reference's."""
+    lines = []
     for row in rows:
         if "lossless" in row:
             one = row["lossless"].get("batch_1")
-            console.print(
+            lines.append(
                 f"{row['sampler']}: {_identical(row['lossless'])} texts as {row['lossless']['reference']}'s in batches"
-                + (f", {_identical(one)} at batch 1" if one else ""),
-                highlight=False,
+                + (f", {_identical(one)} at batch 1" if one else "")
             )
-
-
-def _note(console: Console, text: str) -> None:
-    console.print(text, style="dim", highlight=False)
-
-
-def _table(title: str, columns: Sequence[Column], rows: Sequence[Row], console: Console) -> None:
-    shown = [(name, cell) for name, cell in columns if all(_has(cell, row) for row in rows)]
-    narrow = console.width < _WIDE
-    if len(shown) < 2:
-        return
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, (name, _) in enumerate(shown):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        cells = [cell(row) for _, cell in shown]
-        table.add_row(*(cell.split(" (")[0] for cell in cells) if narrow else cells)
-    console.print(table)
+    return lines
 
 
 def _has(cell: Callable[[Row], str], row: Row) -> bool:
