@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
-
 #: RECDEPTH_DTYPE=float32 for a run by hand: models that contract only, since others amplify its rounding.
 DTYPE = getattr(torch, os.environ.get("RECDEPTH_DTYPE", "float64"))
 
@@ -45,7 +44,7 @@ TAME, ALL = (0.5, 1.0), (0.5, 1.0, 6.0)
 
 def models(gains: tuple[float, ...] = ALL) -> st.SearchStrategy[RecurrentDepthForCausalLM]:
     """Models of several shapes."""
-    gains = gains if DTYPE == torch.float64 else TAME
+    gains = gains if torch.float64 == DTYPE else TAME
     return st.builds(
         tiny_model,
         seed=st.integers(0, 7),

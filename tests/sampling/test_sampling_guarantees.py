@@ -63,7 +63,8 @@ def test_the_engine_equals_the_slow_reference(case, knobs, prefill):
     if sampler.commit == "latent_diff":
         for step, expected in zip(trace.steps, residuals, strict=True):
             assert step.positions[0].tolist() == list(expected)
-            np.testing.assert_allclose(step.residual[0], list(expected.values()), rtol=1e-6 if DTYPE == torch.float64 else 1e-2)
+            rtol = 1e-6 if torch.float64 == DTYPE else 1e-2
+            np.testing.assert_allclose(step.residual[0], list(expected.values()), rtol=rtol)
 
 
 @st.composite
