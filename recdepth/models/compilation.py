@@ -92,7 +92,8 @@ class CompiledSeams:
 
     The positions are a tensor, so one graph serves every place of a wavefront; lanes beyond the wavefront's width have
     position -1. With one depth for all lanes a graph gets that depth's keys as views; with a depth per lane it reads
-    each lane's keys where they lie, inside the attention kernel. On CUDA the graphs are replayed as CUDA graphs.
+    each lane's keys where they lie, inside the attention kernel. They are not replayed as CUDA graphs on a GPU: those
+    want inputs at fixed addresses, and every recurrence writes other slots.
 
     Args:
         model: not kept alive by this.
@@ -129,31 +130,31 @@ class CompiledSeams:
     def _call(self, seam: str, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, depth: Depth) -> Tensor:
         model = self._model()
         assert model is not None
+        # a graph is found by shapes alone, so strides must follow from them
         positions, keys = places.positions.contiguous(), cache.keys
+        inputs = tuple(x.contiguous() for x in inputs)
         tables = model.rope_tables(positions.device)
         own = isinstance(depth, Tensor)
         if isinstance(depth, Tensor):
             stores: Any = (keys, cache.values)
+            depth = depth.contiguous()
         else:
             assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
             stores, depth = cache.slots(seam, depth), 0
         shape = keys.shape if own else keys.shape[1:]
         key = seam, own, positions.shape, places.length, shape, keys.dtype, keys.device
         if key not in self._graphs:
-            self._graphs[key] = _compiled("_".join(map(str, (seam, *positions.shape, places.length))), keys.device.type)
-        if keys.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()
-        out = self._graphs[key](model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots)
-        return out.clone() if keys.is_cuda else out  # the next replay overwrites it
+            self._graphs[key] = _compiled("_".join(map(str, (seam, *positions.shape, places.length))))
+        return self._graphs[key](
+            model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots
+        )
 
 
-def _compiled(name: str, device: str) -> Callable[..., Tensor]:
+def _compiled(name: str) -> Callable[..., Tensor]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
     run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
-    if device == "cuda":
-        options["triton.cudagraphs"] = True
     return torch.compile(run, dynamic=False, fullgraph=True, options=options)
 
 

@@ -84,10 +84,11 @@ def attend(
     batch, _, time, _ = q.shape
     mask = span.part(0, time).mask if span.causal else span.mask
     if torch.compiler.is_compiling():  # fused with the reading of the keys, which are not copied then
-        scores = (q.transpose(1, 2).unsqueeze(3) * k).sum(-1) * q.shape[-1] ** -0.5
         assert mask is not None
-        weights = scores.masked_fill(~mask.transpose(1, 2), -torch.inf).softmax(-1)
-        return (weights.unsqueeze(-1) * v).sum(3)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        q = q.transpose(1, 2).unsqueeze(3).to(wide) * q.shape[-1] ** -0.5
+        weights = (q * k).sum(-1).masked_fill(~mask.transpose(1, 2), -torch.inf).softmax(-1)
+        return (weights.unsqueeze(-1) * v).sum(3).to(v.dtype)
     if mask is not None:
         mask = mask.expand(batch, -1, -1, -1).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, 1, 1, keys]
     q = q.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, heads, 1, head_dim]

@@ -123,7 +123,9 @@ class Front:
         """Drop all lanes and open as many as may be, at depth 0 (speculative rounds)."""
         self.width[:] = 0
         self.depth[:] = self.age[:] = 0
-        self._extend(np.full_like(self.front, self.policy.max_wavefront))
+        self.finished = self.finished | (self.front >= self.last)
+        room = np.minimum(self.last - self.front, self.policy.max_wavefront)
+        self.width = np.where(self.finished, 0, room)  # their tokens will be drafted: none is guessed
         self.stale = self.front.copy()
 
     def input_tokens(self, lanes: Lanes) -> LaneInts:

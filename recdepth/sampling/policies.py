@@ -39,10 +39,10 @@ class Policy:
         kv: ``shared`` (the newest recurrence overwrites) or ``per_depth`` (one slot per recurrence, as in training).
         exit: criterion by which a lane may be done before r; None commits by depth alone.
         on_flip: what happens to the states from a changed draft on: ``keep`` them, ``renoise`` them by the fraction
-            ``renoise``, or ``reset`` them to noise.
+            ``renoise`` (otherwise unused), or ``reset`` them to noise.
         renoise: see ``on_flip``.
         momentum: η, weight of the previous embedding.
-        noise, noise_schedule: β and how it falls with a lane's age (see ``NOISE_SCHEDULES``).
+        noise, noise_schedule: β and how it falls with a lane's age (see ``NOISE_SCHEDULES``); 0 adds none.
         headway: lanes opened per step.
         max_wavefront: most lanes at once.
         draft_depth: recurrences after which a lane is read out for the first time; the next lane opens then.
@@ -89,7 +89,7 @@ class Policy:
             "headway": (self.headway >= 1, "at least 1"),
             "max_wavefront": (self.max_wavefront >= 1, "at least 1"),
             "draft_depth": (1 <= self.draft_depth <= self.num_steps, f"between 1 and num_steps={self.num_steps}"),
-            "readout_growth": (self.readout_growth >= 1, "at least 1 (1: after every step)"),
+            "readout_growth": (1 <= self.readout_growth < math.inf, "at least 1 (1: after every step), and finite"),
             "init_scale": (self.init_scale >= 0, "at least 0"),
         }
         problems = [f"{k}={getattr(self, k)!r} must be {rule}" for k, (ok, rule) in rules.items() if not ok]

@@ -6,9 +6,10 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
-from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile
+from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile, compiled_width
 
 from .exits import EXITS, Exit
 from .policies import OnFlip, Policy, Schedule
@@ -17,7 +18,7 @@ from .speculative import Speculation
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
-from .width import WIDTHS, auto_width
+from .width import MEASURED_WIDTHS, auto_width
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class DiffusionForcing(Sampler):
             noise=self.noise,
             noise_schedule=self.noise_schedule,
             headway=self.headway,
-            max_wavefront=_wavefront(self.max_wavefront, model, self.kv),
+            max_wavefront=_wavefront(self.max_wavefront, model, self.kv, self.compile),
             **self._shared(),
         )
 
@@ -245,7 +246,7 @@ class Exact(Sampler):
             kv="per_depth",
             on_flip="reset",
             headway=self.headway,
-            max_wavefront=_wavefront(self.max_wavefront, model, "per_depth"),
+            max_wavefront=_wavefront(self.max_wavefront, model, "per_depth", self.compile),
             draft_depth=self.draft_depth,
             readout_growth=self.readout_growth,
             confirm_flips=self.confirm_flips,
@@ -303,12 +304,15 @@ def _criterion(commit: str, threshold: float | None, others: tuple[str, ...] = (
     return EXITS[commit](USUAL_THRESHOLDS[commit] if threshold is None else threshold)
 
 
-def _wavefront(width: int | Literal["auto"], model: RecurrentDepthForCausalLM | None, kv: KVPolicy) -> int:
+def _wavefront(
+    width: int | Literal["auto"], model: RecurrentDepthForCausalLM | None, kv: KVPolicy, compile: bool
+) -> int:
     if width != "auto":
-        if not isinstance(width, int):
+        if not isinstance(width, Integral) or isinstance(width, bool):
             raise ValueError(f"max_wavefront={width!r} must be a number of lanes, or 'auto'")
-        return width
-    return WIDTHS[-1] if model is None else auto_width(model, kv)
+        return int(width)
+    lanes = MEASURED_WIDTHS[-1] if model is None else auto_width(model, kv)
+    return compiled_width(lanes) if compile else lanes
 
 
 def _compilable(policy: Policy, model: RecurrentDepthForCausalLM) -> Policy:

@@ -198,7 +198,6 @@ class Wavefront:
             s = torch.where(self._lay(going)[..., None], self.seams.recur(e, s, self.cache, partial, at), s)
         self.stats.core_passes += most
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
-        self.stats.widest = max(self.stats.widest, int(lanes.active.sum(1).max()))
         return s
 
     def _read_out(
@@ -213,7 +212,7 @@ class Wavefront:
             score = self._compare_looks(exit.feature(s, logits), lanes, place)
         else:
             score = exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
-            if self.policy.max_wavefront == 1:  # a lone lane is read out only when it commits
+            if self._ring == 1:  # a lone lane is read out only when it commits
                 residual = score.cpu().numpy()
                 at_end = (lanes.depth + lanes.steps[:, None] >= self.policy.num_steps) | self._converged(residual)
                 if not (at_end & lanes.active).any():
@@ -369,13 +368,15 @@ class Wavefront:
         self.serves = self.serves[rows]
         self._streams = self._streams[keep]
         self.cache.keep_rows(keep)
-        for name in ("embedded", "mixed", "states", "fresh_states"):
-            setattr(self, name, getattr(self, name)[keep])
+        self.embedded, self.states = self.embedded[keep], self.states[keep]
+        self.mixed = self.mixed[keep] if self.policy.momentum else self.embedded
+        self.fresh_states = self.fresh_states[keep] if self.policy.on_flip != "keep" else self.states
         if self._looks is not None:
             self._looks = self._looks[0][keep], self._looks[1][keep]
 
     def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
         batch = len(lanes.active)
+        self.stats.widest = max(self.stats.widest, lanes.width)
         start = None if self.policy.compile else lanes.start
         if start is not None:
             positions = self._count_up[None, start : start + lanes.width].expand(batch, -1)

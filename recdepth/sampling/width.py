@@ -24,7 +24,7 @@ from recdepth.models import Depth, Flight, KVPolicy, RecurrentDepthForCausalLM
 log = logging.getLogger(__name__)
 
 #: Widths that are timed, in lanes.
-WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+MEASURED_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 #: A width is wide enough when it gives this share of the best lane throughput.
 SHARE = 0.8
 
@@ -57,7 +57,7 @@ def auto_width(
     ``limit``. For t = b + c·w (and a large limit) that is about w = 4·b/c, where the fixed part b is a fifth of the
     pass; for a flat t it is ``limit``, or what comes within 80 % of it; for t = c·w it is 1.
 
-    t is timed on ``model.recur`` for one row, at the widths of ``WIDTHS`` in turn, with a filled cache; so the answer
+    t is timed on ``model.recur`` for one row, at all ``MEASURED_WIDTHS`` in turn, with a filled cache; so the answer
     does not depend on batches or prompts. That takes well under a second on a small model, up to about 3 s on a large
     one; where one pass over one lane takes 0.3 s or more, up to about 10 such passes. Random state, grad mode and the
     model's mode are left alone. The times are kept in memory and in :func:`width_file`, apart for every device, dtype,
@@ -117,7 +117,7 @@ def choose_width(seconds: Mapping[int, float], limit: int) -> int:
     return next(w for w, rate in rates.items() if rate >= SHARE * best)
 
 
-def measure_widths(timer: Timer, widths: Sequence[int] = WIDTHS, compiled: bool = False) -> dict[int, float]:
+def measure_widths(timer: Timer, widths: Sequence[int] = MEASURED_WIDTHS, compiled: bool = False) -> dict[int, float]:
     """Median seconds of one pass at each width; the widest are left out where passes are slow.
 
     Args:
@@ -187,7 +187,7 @@ def _foresee(samples: Mapping[int, list[float]], width: int) -> float:
 def _plan(model: RecurrentDepthForCausalLM, kv: KVPolicy) -> tuple[list[int], int]:
     """Widths that the context and a bounded cache have room for, and the committed positions before the lanes."""
     config = model.config
-    widths = [w for w in WIDTHS if w <= config.max_position_embeddings]
+    widths = [w for w in MEASURED_WIDTHS if w <= config.max_position_embeddings]
     committed = min(_CONTEXT, config.max_position_embeddings - widths[-1])
     if kv == "per_depth":
         allowed = max(_MEMORY, sum(p.nbytes for p in model.parameters()))

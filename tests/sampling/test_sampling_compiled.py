@@ -5,13 +5,14 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compilation
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, presets
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -144,3 +145,27 @@ def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
         eager = sampler(single, [[1, 2]], **call)
         assert eager.stats.widest > 1
         assert replace(sampler, compile=True)(single, [[1, 2]], **call).tokens == eager.tokens
+
+
+@pytest.mark.parametrize(
+    "sampler", [Exact(num_steps=6, max_wavefront=30), DiffusionForcing(num_steps=6, inner_steps=1)]
+)
+def test_one_graph_sees_one_layout(sampler, monkeypatch):
+    """A graph bakes in the strides it was compiled for, and nothing checks them afterwards."""
+    seen: dict[str, set] = {}
+
+    def graph(name):
+        def run(model, seam, inputs, positions, *rest):
+            seen.setdefault(name, set()).add(tuple(x.stride() for x in (*inputs, positions)))
+            return compilation._run(model, seam, inputs, positions, *rest)
+
+        return run
+
+    monkeypatch.setattr(compilation, "_compiled", graph)
+    monkeypatch.setattr(compilation, "_seams", WeakKeyDictionary())
+    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    model = tiny_model(0, 11, (1, 2, 1), 1.0)
+    sampler = replace(sampler, compile=True)
+    sampler(model, [[1, 2, 3], [4, 5]], max_new_tokens=25, temperature=1.0)
+    assert len(seen) > 3
+    assert {len(strides) for strides in seen.values()} == {1}

@@ -12,7 +12,7 @@ import torch
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.sampling import width
-from recdepth.sampling.width import WIDTHS, auto_width, choose_width, forget_widths, measure_widths, width_file
+from recdepth.sampling.width import MEASURED_WIDTHS, auto_width, choose_width, forget_widths, measure_widths, width_file
 
 
 def small(**settings) -> RecurrentDepthForCausalLM:
@@ -73,29 +73,29 @@ class TestRule:
         assert auto_width(model, limit=limit, timer=Clock(1e-3, 0)) == expected
 
     def test_a_dip_in_the_middle_does_not_end_the_search(self):
-        seconds = dict.fromkeys(WIDTHS, 1.0) | {8: 4.0}
+        seconds = dict.fromkeys(MEASURED_WIDTHS, 1.0) | {8: 4.0}
         assert choose_width(seconds, 128) == 128
 
     def test_medians_bear_noise(self, model):
         for b, c in ((4e-3, 1e-3), (8e-3, 1e-3), (1e-3, 1e-4)):
             forget_widths()
-            quiet = choose_width({w: b + c * w for w in WIDTHS}, 128)
+            quiet = choose_width({w: b + c * w for w in MEASURED_WIDTHS}, 128)
             noisy = auto_width(model, timer=Clock(b, c, noise=0.1))
-            assert abs(WIDTHS.index(noisy) - WIDTHS.index(quiet)) <= 1
+            assert abs(MEASURED_WIDTHS.index(noisy) - MEASURED_WIDTHS.index(quiet)) <= 1
 
 
 class TestBounds:
     def test_quick_passes_are_timed_often_and_in_turn(self):
         clock = Clock(1e-4, 1e-6)
-        assert list(measure_widths(clock)) == list(WIDTHS)
-        assert clock.passes == [1, *WIDTHS * 10] and clock.spent < 0.1
+        assert list(measure_widths(clock)) == list(MEASURED_WIDTHS)
+        assert clock.passes == [1, *MEASURED_WIDTHS * 10] and clock.spent < 0.1
 
     @pytest.mark.parametrize(("b", "c"), [(1e-2, 1e-3), (0.05, 1e-4), (0.09, 1e-2), (0.2, 0.2)])
     def test_slow_passes_end_early(self, b, c):
         clock = Clock(b, c)
         measured = measure_widths(clock)
         assert clock.spent < 3.5 + b + c
-        assert choose_width(measured, 128) <= choose_width({w: b + c * w for w in WIDTHS}, 128)
+        assert choose_width(measured, 128) <= choose_width({w: b + c * w for w in MEASURED_WIDTHS}, 128)
 
     def test_very_slow_passes_still_show_what_lanes_cost(self):
         clock = Clock(1.0, 0.001)  # a model that is read from memory once a pass
@@ -107,11 +107,11 @@ class TestBounds:
             def __call__(self, lanes):
                 return super().__call__(lanes) + (0 if lanes in self.passes[:-1] else 20)
 
-        assert measure_widths(Compiling(1e-3, 0), compiled=True) == dict.fromkeys(WIDTHS, 1e-3)
+        assert measure_widths(Compiling(1e-3, 0), compiled=True) == dict.fromkeys(MEASURED_WIDTHS, 1e-3)
 
     def test_contexts_and_caches_bound_the_widths(self):
         assert width._plan(small(max_position_embeddings=20), "shared") == ([1, 2, 4, 8, 16], 4)
-        assert width._plan(small(), "per_depth") == (list(WIDTHS), 128)
+        assert width._plan(small(), "per_depth") == (list(MEASURED_WIDTHS), 128)
         widths, committed = width._plan(
             small(hidden_size=512, core_layers=4, max_position_embeddings=1024), "per_depth"
         )
@@ -245,7 +245,7 @@ class TestRealPasses:
     @pytest.mark.parametrize("context", [1, 24, 256])
     def test_runs(self, kv, context):
         chosen = auto_width(small(max_position_embeddings=context), kv)
-        assert chosen in WIDTHS and chosen <= context
+        assert chosen in MEASURED_WIDTHS and chosen <= context
 
     def test_leaves_no_trace(self, model):
         model.train()
