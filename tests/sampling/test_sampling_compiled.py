@@ -156,7 +156,8 @@ def test_one_graph_sees_one_layout(sampler, monkeypatch):
 
     def graph(name):
         def run(model, seam, inputs, positions, *rest):
-            seen.setdefault(name, set()).add(tuple(x.stride() for x in (*inputs, positions)))
+            strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (*inputs, positions)]
+            seen.setdefault(name, set()).add(str(strides))
             return compilation._run(model, seam, inputs, positions, *rest)
 
         return run
@@ -168,4 +169,4 @@ def test_one_graph_sees_one_layout(sampler, monkeypatch):
     sampler = replace(sampler, compile=True)
     sampler(model, [[1, 2, 3], [4, 5]], max_new_tokens=25, temperature=1.0)
     assert len(seen) > 3
-    assert {len(strides) for strides in seen.values()} == {1}
+    assert {name: s for name, s in seen.items() if len(s) > 1} == {}
