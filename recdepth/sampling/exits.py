@@ -7,7 +7,7 @@ A *look* comes after every ``inner_steps`` recurrences; what a threshold means t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -166,6 +166,8 @@ class ArgmaxStability:
         following = previous.double().reciprocal().round().clamp(min=1.0)
         return (1.0 + following * agreed).reciprocal()
 
+
+Criterion = Literal["latent_diff", "cosine", "entropy_diff", "kl", "argmax_stability"]
 
 #: The criteria by their names in configurations.
 EXITS: dict[str, type[LatentDiff | Cosine | EntropyDiff | KL | ArgmaxStability]] = {

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile, compiled_width
 
-from .exits import EXITS, Exit
+from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
@@ -140,7 +140,7 @@ class Adaptive(Sampler):
 
     name: ClassVar[str] = "adaptive"
     inner_steps: int = 1
-    commit: str = "latent_diff"
+    commit: Criterion = "latent_diff"
     exit_threshold: float | None = None
     kv: KVPolicy = "shared"
 
@@ -189,7 +189,7 @@ class DiffusionForcing(Sampler):
     kv: KVPolicy = "shared"
     on_flip: OnFlip = "keep"
     renoise: float = 0.5
-    commit: str = "latent_diff"
+    commit: Criterion | Literal["depth"] = "latent_diff"
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         if self.commit == "depth" and self.exit_threshold is not None:

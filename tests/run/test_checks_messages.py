@@ -32,7 +32,7 @@ WRONG = [
     ("model.core_layers=0", "model.core_layers=0 must be at least 1"),
     ("model.core_layers=2.5", "model.core_layers=2.5 should be a valid integer"),
     (f"{DF}.inner_steps=99", f"{DF}.inner_steps=99 exceeds num_steps=16"),
-    (f"{DF}.commit=latent", f"{DF}.commit=latent should be 'latent_diff' or 'depth'"),
+    (f"{DF}.commit=latent", f"{DF}.commit=latent should be 'latent_diff'"),
     ("trainer.precision=bf17", "trainer.precision=bf17 should be"),
     ("trainer.max_steps=2.5", "trainer.max_steps=2.5 should be a valid integer"),
     ("trainer.max_steps=-1", "training would never end"),
