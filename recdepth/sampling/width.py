@@ -88,16 +88,9 @@ def auto_width(
             seconds = measure_widths(timer or _pass_timer(model, kv, committed, widths[-1]), widths, compiled)
             seconds, source = _keep(path, key, seconds), "measured"
         _known[path, key] = seconds
+        log.info("max_wavefront=auto stands for %d lanes here (%s)", choose_width(seconds, limit), source)
         rates = ", ".join(f"{w}: {w / t:.0f}" for w, t in sorted(seconds.items()))
-        chosen = choose_width(seconds, limit)
-        log.info(
-            "max_wavefront=%d of at most %d for %s; lanes per second by width, %s: %s",
-            chosen,
-            limit,
-            key,
-            source,
-            rates,
-        )
+        log.debug("lanes per second by width, %s: %s", key, rates)
     return choose_width(_known[path, key], limit)
 
 

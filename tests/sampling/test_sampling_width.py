@@ -233,11 +233,11 @@ class TestMemory:
         assert kept == [width._seconds(entries["same"])] * 16
 
     def test_said_once(self, model, caplog):
-        caplog.set_level(logging.INFO)
+        caplog.set_level(logging.DEBUG, "recdepth")
         for _ in range(3):
             auto_width(model, timer=Clock(4e-3, 1e-3))
-        [record] = caplog.records
-        assert "max_wavefront=16 of at most 128" in record.message and "1: 200, 2: 333" in record.message
+        said, rates = (record.message for record in caplog.records)
+        assert "stands for 16 lanes" in said and "1: 200, 2: 333" in rates
 
 
 class TestRealPasses:
