@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, Flight, Slot, Span
 from .config import RecurrentDepthConfig
+from .products import Linear
 
 
 class RMSNorm(nn.Module):
@@ -46,9 +47,9 @@ class Attention(nn.Module):
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim)) if config.qk_bias else None
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: Slot
@@ -102,8 +103,8 @@ class GatedMLP(nn.Module):
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
         assert config.intermediate_size is not None  # set by the configuration
-        self.fc = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fc = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time dim"]:
         gate, up = self.fc(x).chunk(2, dim=-1)

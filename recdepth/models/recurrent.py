@@ -18,6 +18,7 @@ from .cache import Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
 from .layers import Attention, GatedMLP, RMSNorm, SandwichBlock, rope_table
+from .products import Linear
 from .randomness import STATE, truncated_normal
 
 
@@ -55,11 +56,11 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(config.prelude_layers))
-        self.injection = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.injection = Linear(2 * config.hidden_size, config.hidden_size)
         self.core = nn.ModuleList(SandwichBlock(config) for _ in range(config.core_layers))
         self.coda = nn.ModuleList(SandwichBlock(config) for _ in range(config.coda_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.post_init()
 

@@ -1,0 +1,70 @@
+"""Matrix products of the layers, by whichever library is the fastest on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: Multiply-adds from which oneDNN's product is the faster one: it lays the weight out anew at every call.
+LARGE = 2_000_000
+#: Whether wide float32 products go to oneDNN: MKL, PyTorch's usual choice, leaves AVX-512 unused on some CPUs that
+#: have it (benchmarks/products.py measures both).
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+class Linear(nn.Linear):
+    """``y = x Wᵀ`` as :class:`torch.nn.Linear` without bias; libraries differ in the last bits.
+
+    Large products in float32 on a CPU with AVX-512 go to oneDNN, everything else to PyTorch's own choice.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        if _suits_onednn(input, self.weight):
+            return torch.ops.recdepth.product(input, self.weight)
+        return F.linear(input, self.weight)
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        ONEDNN
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() * weight.shape[0] >= LARGE
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x Wᵀ`` by the operator that PyTorch's compiler uses for constant weights; it takes any."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _fake(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    product = torch.ops.recdepth.product
+    by_input = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+    by_weight = product(grad.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+    return by_input, by_weight
+
+
+# an operator of our own, so that the compiler calls it as it is, and differentiates through it
+_library = torch.library.Library("recdepth", "DEF")
+_library.define("product(Tensor x, Tensor weight) -> Tensor")
+_library.impl("product", _product, "CPU")
+torch.library.register_fake("recdepth::product", _fake, lib=_library)
+torch.library.register_autograd("recdepth::product", _gradients, setup_context=_keep, lib=_library)
