@@ -119,23 +119,29 @@ class Front:
         """Open the wavefront over the whole prompts (no prefill)."""
         self.width[rows] = self.prompt[rows]
 
-    def reopen(self) -> None:
-        """Drop all lanes and open as many as may be, at depth 0 (speculative rounds)."""
-        self.width[:] = 0
+    def reopen(self) -> Rows:
+        """Drop all lanes and open as many as may be, at depth 0 (speculative rounds).
+
+        Returns:
+            how many lanes of each row hold a token that is known: one, or the prompt where it has not been read yet.
+        """
         self.depth[:] = self.age[:] = 0
         self.finished = self.finished | (self.front >= self.last)
-        room = np.minimum(self.last - self.front, self.policy.max_wavefront)
+        known = np.where(self.front == 0, self.prompt, 1)
+        room = np.minimum(self.last - self.front, known - 1 + self.policy.max_wavefront)
         self.width = np.where(self.finished, 0, room)  # their tokens will be drafted: none is guessed
         self.stale = self.front.copy()
+        return known
 
     def input_tokens(self, lanes: Lanes) -> LaneInts:
         """The tokens that the lanes hold, a copy."""
         return np.array(self.tokens[self._at(lanes)])
 
-    def take_drafts(self, lanes: Lanes, drafts: LaneInts) -> LaneInts:
-        """Let the lanes' drafts be the tokens behind them; returns the lanes' input tokens."""
-        self.tokens[self._at(lanes, 1)] = drafts
-        return self.input_tokens(lanes)
+    def take_drafts(self, known: Rows, drafts: Int[np.ndarray, "batch drafts"]) -> None:
+        """Let drafts be the tokens of the lanes behind the known ones."""
+        ahead = known[:, None] + np.arange(drafts.shape[1])
+        at = np.where(ahead < self.width[:, None], self.front[:, None] + ahead, -1)
+        self.tokens[self._rows, at] = drafts
 
     def lanes(self) -> Lanes:
         """The lanes of the next step."""

@@ -81,8 +81,7 @@ class Sampler:
         texts = [list(map(int, p)) for p in prompts]
         streams = list(range(len(texts))) if rows is None else list(rows)
         policy = _compilable(self.policy(model), model)
-        limit = None if policy.prefill or getattr(self, "max_wavefront", None) == "auto" else policy.max_wavefront
-        _check_call(model, texts, streams, max_new_tokens, batch_size, limit)
+        _check_call(model, texts, streams, max_new_tokens, batch_size, self._longest_prompt(policy))
         result = SampleResult([[] for _ in texts], SampleStats())
         if max_new_tokens == 0 or not texts:
             return result
@@ -97,6 +96,10 @@ class Sampler:
             result.tokens[part] = wavefront.run()
             result.stats = result.stats.add(wavefront.stats)
         return result
+
+    def _longest_prompt(self, policy: Policy) -> int | None:
+        """Tokens of a prompt that the wavefront can open over; None for any."""
+        return None if policy.prefill or getattr(self, "max_wavefront", None) == "auto" else policy.max_wavefront
 
     def _engine(self, *call: Any) -> Wavefront:
         return Wavefront(*call)
@@ -265,7 +268,9 @@ class Speculative(Sampler):
         num_steps: r, recurrences of every committed token.
         draft_depth: recurrences of a drafted token, at most ``num_steps``.
         draft_tokens: tokens drafted per round.
-        prefill_steps, init_scale, compile: as in :class:`Autoregressive`; the prefill cannot be off.
+        prefill_steps: recurrences of a parallel pass over the prompt before the first draft; None takes r, 0 lets the
+            first verification take the prompt along, which saves a pass of its own and gives the same text.
+        init_scale, compile: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "speculative"
@@ -278,8 +283,6 @@ class Speculative(Sampler):
             problems.append(f"draft_depth={self.draft_depth} must lie between 1 and num_steps={self.num_steps}")
         if self.draft_tokens < 1:
             problems.append(f"draft_tokens={self.draft_tokens} must be at least 1")
-        if self.prefill_steps == 0:
-            problems.append("prefill_steps=0 is for wavefronts; raise it or leave it at null")
         if problems:
             raise ValueError("impossible sampler settings:\n" + "\n".join(f"  - {p}" for p in problems))
         return Policy(
@@ -289,6 +292,9 @@ class Speculative(Sampler):
             max_wavefront=self.draft_tokens,
             **self._shared(),
         )
+
+    def _longest_prompt(self, policy: Policy) -> int | None:
+        return None
 
     def _engine(self, *call: Any) -> Wavefront:
         return Speculation(*call, draft_depth=self.draft_depth)

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .front import LaneInts, Lanes
+from recdepth.models import Places, Span
+
+from .front import LaneInts, Lanes, Rows
 from .wavefront import Place, Wavefront
 
 
@@ -18,7 +20,8 @@ class Speculation(Wavefront):
     A round drafts the next tokens one after the other with ``draft_depth`` recurrences each, then takes all these lanes
     from ``draft_depth`` to ``num_steps`` recurrences at once, and commits those whose inputs turn out right. A lane's
     draft recurrences are the first of its full ones (per-depth keys, the same initial state), so none is repeated, and
-    the text is that of autoregressive decoding.
+    the text is that of autoregressive decoding. With prefill off the prompt's lanes are part of the first round: a
+    draft needs their keys at its own depths only.
 
     Args:
         draft_depth: recurrences of a drafted token.
@@ -31,46 +34,75 @@ class Speculation(Wavefront):
 
     def step(self, number: int) -> None:
         """One round: draft, verify, commit."""
-        self.front.reopen()
+        known = self.front.reopen()
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
-        drafts = self._draft(lanes, place)
+        drafts = self._draft(lanes, known)
         e, s = place.read(self.embedded), place.read(self.states)
         for depth in range(self.draft_depth, self.policy.num_steps):
             s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active)
         proposals = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         self.stats.readouts += int(lanes.active.sum())
-        both = torch.stack([drafts, proposals[:, : lanes.width]]).cpu().numpy()
-        tokens = self.front.take_drafts(lanes, both[0])
-        outcome = self.front.advance(lanes, both[1], np.False_)
+        both = torch.cat([drafts, proposals[:, : lanes.width]], dim=1).cpu().numpy()
+        count = drafts.shape[1]
+        self.front.take_drafts(known, both[:, :count])
+        tokens = self.front.input_tokens(lanes)
+        outcome = self.front.advance(lanes, both[:, count:], np.False_)
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
         if self.tracer is not None:
-            self._record(number, lanes, tokens, both[1], None, outcome)
+            self._record(number, lanes, tokens, both[:, count:], None, outcome)
 
-    def _draft(self, lanes: Lanes, place: Place) -> Tensor:
-        """Draft lane by lane, all rows at once; the tokens stay on the device.
+    def _draft(self, lanes: Lanes, known: Rows) -> Tensor:
+        """Take the lanes whose tokens are known through the shallow model, then draft and take the others one by one.
 
         Returns:
-            [batch, lanes], the token that each lane proposes for the next position (the last lane is not read out).
+            [batch, drafts], the drafted tokens of each row, on the device; -1 columns of shorter rows hold anything.
         """
-        rows = np.arange(len(lanes.active))
-        token = self._upload(self.front.tokens[rows, lanes.positions[:, 0]])[:, None]
-        drafts = []
-        for i in range(lanes.width):
-            lane = place.part(i, i + 1)
-            span = self._span(lane, int(lanes.positions[:, i].max()) + 1)
-            e = self.seams.embed(token, self.cache, span)
-            s = lane.read(self.fresh_states)
-            for depth in range(self.draft_depth):
-                s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active[:, i : i + 1])
-            lane.write(self.embedded, e)
-            lane.write(self.states, s)
-            if i + 1 < lanes.width:  # what the last lane says is known after the verification
-                token = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
-                self.stats.readouts += int(lanes.active[:, i].sum())
-            drafts.append(token)
-        return torch.cat(drafts, dim=1)
+        rows = np.arange(len(known))[:, None]
+        drafts: list[Tensor] = []
+        tokens = self._lay(self.front.input_tokens(lanes)[:, : known.max()])
+        offsets = np.arange(known.max())[None]
+        for ahead in range(int((lanes.active.sum(1) - known).max(initial=0)) + 1):
+            wanted = (offsets < known[:, None] + ahead) & (offsets < lanes.width)
+            at = np.minimum(offsets, lanes.width - 1)
+            positions = np.where(wanted, lanes.positions[rows, at], -1)
+            lane, span = self._place(lanes, positions)
+            last = self._upload(known[:, None] - 1) if not ahead else None
+            tokens = self._shallow(tokens, lane, span, positions, last)
+            drafts.append(tokens)
+            offsets = known[:, None] + ahead
+        return torch.cat(drafts[:-1], dim=1) if len(drafts) > 1 else tokens[:, :0]
+
+    def _shallow(
+        self, tokens: Tensor, lane: Place, span: Span | Places, positions: LaneInts, last: Tensor | None
+    ) -> Tensor:
+        """``draft_depth`` recurrences of some lanes.
+
+        Returns:
+            the token that the last of each row's lanes proposes, [batch, 1].
+        """
+        active = positions >= 0
+        e = self.seams.embed(tokens, self.cache, span)
+        s = lane.read(self.fresh_states)
+        for depth in range(self.draft_depth):
+            s = self._count(self.seams.recur(e, s, self.cache, span, depth), active)
+        lane.write(self.embedded, e)
+        lane.write(self.states, s)
+        logits = self.seams.decode(s, self.cache, span)
+        self.stats.readouts += int(active.sum())
+        where = span.positions
+        if last is not None:
+            logits, where = logits[lane.rows, last], where[lane.rows, last]
+        return self.choose(logits, self._streams, where + 1)
+
+    def _place(self, lanes: Lanes, positions: LaneInts) -> tuple[Place, Span | Places]:
+        """Where these lanes are, with their span."""
+        start = None
+        if lanes.start is not None and not self.policy.compile:
+            start = int(positions[0, 0])
+        place = Place(start, self._row_index(len(positions)), self._lay(positions, -1))
+        return place, self._span(place, int(positions.max()) + 1)
 
     def _count(self, s: Tensor, active: LaneInts) -> Tensor:
         self.stats.core_passes += 1

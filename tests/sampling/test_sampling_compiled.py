@@ -41,6 +41,7 @@ def samplers(draw):
         threshold = draw(st.sampled_from([0.0, 0.1, 0.6]))
         return Adaptive(num_steps=r, inner_steps=inner, commit=commit, exit_threshold=threshold, kv=kv)
     if kind == "speculative":
+        prefill = draw(st.sampled_from([prefill, 0]))
         return Speculative(num_steps=r, draft_depth=inner, draft_tokens=draw(st.integers(1, 9)), prefill_steps=prefill)
     if draw(st.booleans()):
         prefill = 0

@@ -46,6 +46,7 @@ SAMPLERS = [
     Exact(num_steps=6, inner_steps=2, headway=3, max_wavefront=9, draft_depth=2, readout_growth=2.0),
     Exact(num_steps=5, max_wavefront=8, confirm_flips=True, readout_growth=1.5, prefill_steps=0),
     Speculative(num_steps=4, draft_tokens=3),
+    Speculative(num_steps=4, draft_tokens=3, draft_depth=2, prefill_steps=0),
 ]
 
 

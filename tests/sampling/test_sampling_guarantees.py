@@ -106,12 +106,14 @@ def speculative_samplers(draw):
     )
 
 
-@given(cases(max_rows=3), speculative_samplers())
-def test_speculative_is_lossless_and_bounded(case, speculative):
+@given(cases(max_rows=3), speculative_samplers(), st.booleans())
+def test_speculative_is_lossless_and_bounded(case, speculative, prefill):
     model, prompts, call = case
     trace = Trace()
-    result = speculative(model, prompts, **call, trace=trace)
     shared = {name: getattr(speculative, name) for name in ("num_steps", "prefill_steps", "init_scale")}
+    if not prefill:  # the first verification takes the prompt along
+        shared["prefill_steps"], speculative = None, replace(speculative, prefill_steps=0)
+    result = speculative(model, prompts, **call, trace=trace)
     assert result.tokens == Autoregressive(kv="per_depth", **shared)(model, prompts, **call).tokens
     rounds, per_round = len(trace.steps), speculative.draft_tokens * speculative.draft_depth + speculative.num_steps
     assert result.stats.core_passes <= rounds * per_round
