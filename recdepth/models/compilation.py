@@ -39,7 +39,7 @@ def compile_seams(model: nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------------- for sampling
 
 #: Widths that are compiled; beyond the last, multiples of it. A pass takes the next one up, the rest is padding.
-WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64)
+WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128)
 #: Numbers of keys that are compiled, and capacities of the caches: multiples of this.
 KEYS = 128
 

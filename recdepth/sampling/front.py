@@ -138,10 +138,13 @@ class Front:
         return np.array(self.tokens[self._at(lanes)])
 
     def take_drafts(self, known: Rows, drafts: Int[np.ndarray, "batch drafts"]) -> None:
-        """Let drafts be the tokens of the lanes behind the known ones."""
+        """Let drafts be the tokens of the lanes behind the known ones; without a draft, or behind a stop token, a lane
+        is closed again."""
         ahead = known[:, None] + np.arange(drafts.shape[1])
         at = np.where(ahead < self.width[:, None], self.front[:, None] + ahead, -1)
         self.tokens[self._rows, at] = drafts
+        before_stop = np.logical_and.accumulate(~self._stops(drafts), axis=1).sum(1)
+        self.width = np.minimum(self.width, known + before_stop)
 
     def lanes(self) -> Lanes:
         """The lanes of the next step."""
@@ -277,6 +280,10 @@ class Front:
             return committed
         self.finished = self.finished | stops.any(1)
         return committed & (stops.cumsum(1) - stops == 0)  # up to the first one
+
+    def stop_in(self, tokens: Int[np.ndarray, "batch tokens"]) -> Bool[np.ndarray, "batch 1"]:
+        """Whether any of each row's tokens is a stop token."""
+        return np.asarray(self._stops(tokens).any(1))[:, None]
 
     def _stops(self, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
         return np.asarray((tokens[..., None] == self.stop).any(-1))

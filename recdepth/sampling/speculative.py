@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
-
-from recdepth.models import Places, Span
 
 from .front import LaneInts, Lanes, Rows
 from .wavefront import Place, Wavefront
@@ -31,57 +30,59 @@ class Speculation(Wavefront):
     def __init__(self, *wavefront: Any, draft_depth: int):
         super().__init__(*wavefront)
         self.draft_depth = draft_depth
+        self._look = 1 if self._device.type == "cpu" else 8  # drafts between two looks for stop tokens, which wait
 
     def step(self, number: int) -> None:
         """One round: draft, verify, commit."""
         known = self.front.reopen()
+        self.front.take_drafts(known, self._draft(self.front.lanes(), known))
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
-        drafts = self._draft(lanes, known)
         e, s = place.read(self.embedded), place.read(self.states)
         for depth in range(self.draft_depth, self.policy.num_steps):
             s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active)
-        proposals = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
+        chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         self.stats.readouts += int(lanes.active.sum())
-        both = torch.cat([drafts, proposals[:, : lanes.width]], dim=1).cpu().numpy()
-        count = drafts.shape[1]
-        self.front.take_drafts(known, both[:, :count])
-        tokens = self.front.input_tokens(lanes)
-        outcome = self.front.advance(lanes, both[:, count:], np.False_)
+        proposals, tokens = chosen.cpu().numpy()[:, : lanes.width], self.front.input_tokens(lanes)
+        outcome = self.front.advance(lanes, proposals, np.False_)
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
         if self.tracer is not None:
-            self._record(number, lanes, tokens, both[:, count:], None, outcome)
+            self._record(number, lanes, tokens, proposals, None, outcome)
 
-    def _draft(self, lanes: Lanes, known: Rows) -> Tensor:
+    def _draft(self, lanes: Lanes, known: Rows) -> Int[np.ndarray, "batch drafts"]:
         """Take the lanes whose tokens are known through the shallow model, then draft and take the others one by one.
 
         Returns:
-            [batch, drafts], the drafted tokens of each row, on the device; -1 columns of shorter rows hold anything.
+            the drafted tokens of each row; what is behind a row's lanes, or its first stop token, may be anything.
         """
-        rows = np.arange(len(known))[:, None]
-        drafts: list[Tensor] = []
+        most = int((lanes.active.sum(1) - known).max())
+        rows, drafts = np.arange(len(known))[:, None], []
         tokens = self._lay(self.front.input_tokens(lanes)[:, : known.max()])
-        offsets = np.arange(known.max())[None]
-        for ahead in range(int((lanes.active.sum(1) - known).max(initial=0)) + 1):
-            wanted = (offsets < known[:, None] + ahead) & (offsets < lanes.width)
-            at = np.minimum(offsets, lanes.width - 1)
-            positions = np.where(wanted, lanes.positions[rows, at], -1)
-            lane, span = self._place(lanes, positions)
-            last = self._upload(known[:, None] - 1) if not ahead else None
-            tokens = self._shallow(tokens, lane, span, positions, last)
+        offsets, going = np.arange(known.max())[None], lanes.active[:, :1]
+        for ahead in range(most + 1):
+            wanted = going & (offsets < known[:, None] + ahead) & (offsets < lanes.width)
+            positions = np.where(wanted, lanes.positions[rows, np.minimum(offsets, lanes.width - 1)], -1)
+            last = None if ahead else self._upload(known[:, None] - 1)
+            tokens = self._shallow(tokens, positions, last)
             drafts.append(tokens)
+            if ahead % self._look == 0:  # whether any row goes on
+                said = self.front.stop_in(torch.cat(drafts[-self._look :], dim=1).cpu().numpy())
+                going = going & ~said
+                if not going.any():
+                    break
             offsets = known[:, None] + ahead
-        return torch.cat(drafts[:-1], dim=1) if len(drafts) > 1 else tokens[:, :0]
+        return torch.cat(drafts[:most], dim=1).cpu().numpy() if most else np.zeros((len(known), 0), dtype=np.int64)
 
-    def _shallow(
-        self, tokens: Tensor, lane: Place, span: Span | Places, positions: LaneInts, last: Tensor | None
-    ) -> Tensor:
+    def _shallow(self, tokens: Tensor, positions: LaneInts, last: Tensor | None) -> Tensor:
         """``draft_depth`` recurrences of some lanes.
 
         Returns:
-            the token that the last of each row's lanes proposes, [batch, 1].
+            the token that each row's ``last`` lane proposes (its only one without), [batch, 1].
         """
+        alike = not self.policy.compile and positions.min() >= 0 and (positions == positions[0]).all()
+        lane = Place(int(positions[0, 0]) if alike else None, self._row_index(len(positions)), self._lay(positions, -1))
+        span = self._span(lane, int(positions.max()) + 1)
         active = positions >= 0
         e = self.seams.embed(tokens, self.cache, span)
         s = lane.read(self.fresh_states)
@@ -95,14 +96,6 @@ class Speculation(Wavefront):
         if last is not None:
             logits, where = logits[lane.rows, last], where[lane.rows, last]
         return self.choose(logits, self._streams, where + 1)
-
-    def _place(self, lanes: Lanes, positions: LaneInts) -> tuple[Place, Span | Places]:
-        """Where these lanes are, with their span."""
-        start = None
-        if lanes.start is not None and not self.policy.compile:
-            start = int(positions[0, 0])
-        place = Place(start, self._row_index(len(positions)), self._lay(positions, -1))
-        return place, self._span(place, int(positions.max()) + 1)
 
     def _count(self, s: Tensor, active: LaneInts) -> Tensor:
         self.stats.core_passes += 1
