@@ -28,7 +28,7 @@ function chooseRow(index) {
   byId("summary").textContent = summaryOf(run);
   const residual = byId("colour").querySelector("[value=residual]");
   residual.disabled = !run.hasResiduals;
-  residual.textContent = run.hasResiduals ? "residual" : "residual (not computed)";
+  residual.textContent = run.hasResiduals ? "residual" : "residual (none)";
   if (!run.hasResiduals) byId("colour").value = state.colour = "depth";
   const ghosts = document.querySelectorAll(".ghost");
   ghosts[0].replaceChildren(...finalText(run.row.final, run.row.final.length), " ".repeat(4 * Math.min(run.lanesMost, 12)));
@@ -162,7 +162,7 @@ function showStats(frame, other) {
   const { run } = state;
   const start = run.frames[0].p;
   const rate = (count, passes) => (passes > start ? (count / (passes - start)).toFixed(2) : "–");
-  const perSecond = (count) => (state.clock === "t" ? (count / state.time).toFixed(count / state.time < 10 ? 1 : 0) : null);
+  const perSecond = (count) => (state.clock === "t" ? (count / state.time).toFixed(count && count / state.time < 10 ? 1 : 0) : null);
   const rows = [
     ["new tokens", frame.count, other?.count],
     ["core passes", frame.p, other?.passes],
@@ -170,7 +170,6 @@ function showStats(frame, other) {
     ["tokens per core pass, decoding", rate(frame.count, frame.p),
       other && (other.passes > run.baseline.prefill ? (other.count / (other.passes - run.baseline.prefill)).toFixed(2) : "–")],
     ["tokens per second", perSecond(frame.count), other && perSecond(other.count)],
-    ["seconds", frame.t.toFixed(3), other && (other.count ? run.baseline.t[other.count - 1].toFixed(3) : "–")],
     ["flips", frame.flips, other && 0],
     ["lanes in this step", frame.width, other && (other.count < run.baseline.final.length ? 1 : 0)],
   ];
@@ -190,7 +189,7 @@ function showStats(frame, other) {
 }
 
 function showTip(found) {
-  if (!found) { byId("tip").textContent = ""; return; }
+  if (!found) { byId("tip").textContent = "Point at a box to see what it is; click to go there."; return; }
   const { step, frame, lane, position } = found;
   const [text, id] = entryOf(frame.pieces[lane]);
   const words = [`step ${step}, position ${position}: ${JSON.stringify(text)} (token ${id})`, `depth ${frame.depth[lane]}`];
@@ -296,6 +295,7 @@ function describe() {
 }
 
 describe();
+showTip(null);
 chooseRow(0);
 byId("play").addEventListener("click", () => (state.playing ? pause() : play()));
 byId("forward").addEventListener("click", () => step(1));
