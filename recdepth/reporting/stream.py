@@ -92,12 +92,12 @@ class Stream:
         if not both[:final].startswith(self._text):
             return  # the tokenizer writes earlier text otherwise by now; the end of it will tell
         if self._live is None:
-            self._console.print(both[len(self._text) : final], end="", **_AS_IT_IS)
+            self._write(both[len(self._text) : final])
             self._text = both[:final]
             return
         begin, lines = len(self._text), []
         for end in line_ends(both, begin, self._console.width):
-            line = Text(both[begin:end].rstrip("\n"))
+            line = Text(both[begin:end].rstrip("\n").translate(_VISIBLE))
             line.stylize("dim italic", max(final - begin, 0))
             lines.append((end, line))
             begin = end
@@ -113,17 +113,22 @@ class Stream:
     def _print_rest(self, text: str) -> None:
         if self._live is not None:
             self._live.update(Text(""), refresh=True)
-        if not text.startswith(self._text):
-            self._console.print("", **_AS_IT_IS)
+        if not text.startswith(self._text):  # the tokenizer has changed its mind: all of it once more
+            self._console.print("")
             self._text = ""
         begin = len(self._text)
         self._text = text
         if self._live is None:
-            self._console.print(text[begin:], **_AS_IT_IS)
+            self._write(text[begin:] + "\n")
             return
         for end in line_ends(text, begin, self._console.width):
-            self._console.print(text[begin:end].rstrip("\n"), **_AS_IT_IS)
+            self._console.print(text[begin:end].rstrip("\n").translate(_VISIBLE), **_AS_IT_IS)
             begin = end
+
+    def _write(self, text: str) -> None:
+        """Into a file, just as it is."""
+        self._console.file.write(text)
+        self._console.file.flush()
 
 
 def line_ends(text: str, begin: int, width: int) -> Iterator[int]:
@@ -150,4 +155,6 @@ def line_ends(text: str, begin: int, width: int) -> Iterator[int]:
     yield end
 
 
+# control characters of a text, which a terminal would obey; as many as before, so that places stay
+_VISIBLE = {i: 0x2400 + i for i in range(32) if i != 10} | {9: " ", 127: 0x2421} | dict.fromkeys(range(128, 160), "·")
 _AS_IT_IS: Any = {"markup": False, "highlight": False, "soft_wrap": True}

@@ -95,8 +95,8 @@ def wavefront_data(
 
     ``pieces`` are [text, token id, whether it ends a text]; tokens below are indices into them. Of each row, ``steps``
     holds what changed: seconds and core passes since the prompt was given (t, p), lanes (w), commits (c), recurrences
-    (g), the first lane whose depth began anew (r) or all depths (d), lanes whose piece is new (s), flipped lanes with
-    the piece they had (f), whether there is a draft behind the last lane (x), and residuals (e, two digits of base 64
+    (g), the first lane whose depth began anew (r) or all depths (d), lanes whose piece is new, each with it (s), flipped
+    lanes (f), with the piece that they had where that has not been on show, whether there is a draft behind the last lane (x), and residuals (e, two digits of base 64
     each, see :func:`_residuals`).
     """
     table = _Table(Pieces(decode), frozenset(stop_tokens))
@@ -226,7 +226,7 @@ class _Steps:
             number = self.table.draft(replay.token(position - 1), token)
             if self._shown.get(position) != number:
                 self._shown[position] = number
-                sets.append([i, number])
+                sets += [i, number]
         found |= {"s": sets} if sets else {}
         found |= {"f": old} if old else {}
         found |= {} if behind is None else {"x": 1}
@@ -234,12 +234,12 @@ class _Steps:
             found["e"] = _residuals(lanes.residual)
         return found
 
-    def _drafted(self, lanes: LaneView, i: int) -> list[int]:
-        """A flipped lane, and the piece that it had."""
+    def _drafted(self, lanes: LaneView, i: int) -> int | list[int]:
+        """A flipped lane, and the piece that it had if that is not the one last shown there."""
         known = self._shown.get(lanes.first + i)
         token = int(lanes.before[i])
         if known is not None and self.table.entries[known][1] == token:
-            return [i, known]
+            return i
         return [i, self.table.draft(self.replay.token(lanes.first + i - 1), token)]
 
     def _depths(self, lanes: LaneView) -> dict[str, Any]:

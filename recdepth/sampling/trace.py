@@ -75,10 +75,6 @@ class Trace:
     steps: list[TraceStep] = field(default_factory=list)
     prompts: list[list[int]] = field(default_factory=list)
 
-    @property
-    def prompt_lengths(self) -> list[int]:
-        return [len(p) for p in self.prompts]
-
     def start(self, prompts: list[list[int]]) -> None:
         if self.prompts:
             raise ValueError("a Trace holds one batch; pass a new one per call, or a larger batch_size")

@@ -25,7 +25,8 @@ function framesOf(row) {
   let flips = 0;
   for (const step of row.steps) {
     const first = front;
-    for (const [lane, piece] of step.s || []) shown.set(first + lane, piece);
+    const flipped = new Map((step.f || []).map((f) => (f.length ? f : [f, shown.get(first + f)])));
+    for (let i = 0; i < (step.s || []).length; i += 2) shown.set(first + step.s[i], step.s[i + 1]);
     const anew = step.r ?? step.w;
     const pieces = new Array(step.w);
     const depth = new Array(step.w);
@@ -36,11 +37,11 @@ function framesOf(row) {
     }
     front += step.c;
     count = Math.max(0, front - row.prompt_tokens + 1);
-    flips += (step.f || []).length;
+    flips += flipped.size;
     frames.push({
       t: step.t, p: step.p, front, count, flips, first, width: step.w, pieces, depth,
       residual: residualsOf(step.e, step.w),
-      flipped: new Map(step.f || []),
+      flipped,
       committed: step.c,
       next: step.x ? shown.get(first + step.w) : -1,
     });

@@ -67,8 +67,6 @@ class WavefrontMap {
   }
 
   drawFlips(ink) {
-    ink.strokeStyle = this.css("--flip");
-    ink.lineWidth = 1.6 * this.scale;
     ink.beginPath();
     for (let k = 1; k < this.run.frames.length; k++) {
       const [y, height] = this.band(k);
@@ -82,7 +80,11 @@ class WavefrontMap {
         ink.lineTo(x - arm, middle + arm);
       }
     }
-    ink.stroke();
+    for (const [colour, width] of [["rgb(255 255 255 / .75)", 3], ["#c8102e", 1.6]]) { // seen on every colour
+      ink.strokeStyle = colour;
+      ink.lineWidth = width * this.scale;
+      ink.stroke();
+    }
   }
 
   // where one token at a time is, by the same clock

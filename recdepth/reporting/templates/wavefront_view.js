@@ -288,7 +288,9 @@ function describe() {
     }
     const head = document.createElement("b");
     head.textContent = title;
-    byId("facts").append(head, list);
+    const part = document.createElement("div");
+    part.append(head, list);
+    byId("facts").append(part);
   }
   byId("row").append(...data.rows.map((row, i) => new Option(`${i + 1}. ${row.prompt.trim().replace(/\s+/g, " ").slice(0, 80)}`, i)));
   byId("chooser").hidden = data.rows.length < 2;
