@@ -97,7 +97,7 @@ def _there_is_a_gpu(cfg: DictConfig) -> Iterator[str]:
 
 
 def _one_at_a_time(cfg: DictConfig) -> Iterator[str]:
-    if cfg.stream and cfg.batch_size > 1:
+    if cfg.stream is True and isinstance(cfg.batch_size, int) and cfg.batch_size > 1:
         yield f"batch_size={cfg.batch_size}: stream=true shows one prompt at a time; set batch_size=1 or stream=false"
 
 

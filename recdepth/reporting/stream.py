@@ -156,5 +156,6 @@ def line_ends(text: str, begin: int, width: int) -> Iterator[int]:
 
 
 # control characters of a text, which a terminal would obey; as many as before, so that places stay
-_VISIBLE = {i: 0x2400 + i for i in range(32) if i != 10} | {9: " ", 127: 0x2421} | dict.fromkeys(range(128, 160), "·")
+_VISIBLE = {i: chr(0x2400 + i) for i in range(32) if i != 10} | {9: " ", 127: "\N{SYMBOL FOR DELETE}"}
+_VISIBLE |= dict.fromkeys(range(128, 160), "·")
 _AS_IT_IS: Any = {"markup": False, "highlight": False, "soft_wrap": True}

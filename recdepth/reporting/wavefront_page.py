@@ -95,9 +95,9 @@ def wavefront_data(
 
     ``pieces`` are [text, token id, whether it ends a text]; tokens below are indices into them. Of each row, ``steps``
     holds what changed: seconds and core passes since the prompt was given (t, p), lanes (w), commits (c), recurrences
-    (g), the first lane whose depth began anew (r) or all depths (d), lanes whose piece is new, each with it (s), flipped
-    lanes (f), with the piece that they had where that has not been on show, whether there is a draft behind the last lane (x), and residuals (e, two digits of base 64
-    each, see :func:`_residuals`).
+    (g), the first lane whose depth began anew (r) or all depths (d), lanes whose piece is new, each followed by it (s),
+    flipped lanes, with the piece that they had where that has not been on show (f), whether there is a draft behind the
+    last lane (x), and residuals (e, two digits of base 64 each, see :func:`_residuals`).
     """
     table = _Table(Pieces(decode), frozenset(stop_tokens))
     rows: list[dict[str, Any]] = []
