@@ -59,7 +59,7 @@ class Stream:
     @contextmanager
     def showing(self) -> Iterator[None]:
         """While a prompt is sampled. Whatever happens inside, the terminal is as before afterwards."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield
             return
         with Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop") as self._live:
@@ -97,7 +97,7 @@ class Stream:
             return
         begin, lines = len(self._text), []
         for end in line_ends(both, begin, self._console.width):
-            line = Text(both[begin:end].rstrip("\n").translate(_VISIBLE))
+            line = Text(both[begin:end].rstrip().translate(_VISIBLE))
             line.stylize("dim italic", max(final - begin, 0))
             lines.append((end, line))
             begin = end
@@ -122,7 +122,7 @@ class Stream:
             self._write(text[begin:] + "\n")
             return
         for end in line_ends(text, begin, self._console.width):
-            self._console.print(text[begin:end].rstrip("\n").translate(_VISIBLE), **_AS_IT_IS)
+            self._console.print(text[begin:end].rstrip().translate(_VISIBLE), **_AS_IT_IS)
             begin = end
 
     def _write(self, text: str) -> None:
@@ -132,8 +132,10 @@ class Stream:
 
 
 def line_ends(text: str, begin: int, width: int) -> Iterator[int]:
-    """Where lines end that are filled from ``begin`` on, at spaces where there are any; a line's end never moves when
-    more text is added behind the next one's first character."""
+    """Where lines end that are filled from ``begin`` on: at spaces, where there are any.
+
+    A line's end does not move when the text grows, once the next line has its first character.
+    """
     end, cells, space = begin, 0, -1
     while end < len(text):
         character = text[end]
