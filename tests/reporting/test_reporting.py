@@ -116,7 +116,7 @@ def test_the_grid_lays_a_trace_out() -> None:
         lane(1, [4, 5], [70, 71], [5], [4]),
         lane(2, [5, 6], [80, 81], [], [5, 6]),
     ]
-    grid = WavefrontGrid.of(Trace(steps=steps, prompt_lengths=[4]))
+    grid = WavefrontGrid.of(Trace(steps=steps, prompts=[[0] * 4]))
     assert grid.first == 4
     assert grid.edges.tolist() == [0, 2, 4, 6]
     assert np.array_equal(grid.depth, [[2, 4, np.nan], [np.nan, 4, 6], [np.nan, np.nan, 6]], equal_nan=True)

@@ -70,6 +70,8 @@ def test_all_conflicts_come_at_once(composed) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("stream=yes_please", "stream=yes_please should be a valid boolean"),
+        ("tags=a", "tags=a should be a valid array"),
         ("sampler.inner_steps=64", "sampler.inner_steps=64 exceeds num_steps=32"),
         ("temperature=-1", "temperature=-1 must be at least 0"),
         ("top_p=0", "top_p=0 must be above 0"),

@@ -93,6 +93,12 @@ def test_token_filters_are_checked_together_under_their_own_names(composed) -> N
     assert any(p.startswith("top_k=5 has no effect at temperature=0") for p in found)
 
 
+def test_a_stream_shows_one_prompt_at_a_time(composed) -> None:
+    found = problems(composed("stream=true", "batch_size=4", name="sample"), checks.check_sample)
+    assert found == ["batch_size=4: stream=true shows one prompt at a time; set batch_size=1 or stream=false"]
+    assert keys(problems(composed("stream=true", "batch_size=x", name="sample"), checks.check_sample)) == ["batch_size"]
+
+
 def test_a_wrong_filter_leaves_no_folder(command, tmp_path) -> None:
     result = command("sample.py", "top_k=5")
     assert result.returncode == 2

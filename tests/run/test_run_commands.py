@@ -43,7 +43,8 @@ def test_train_then_sample(command, tmp_path) -> None:
     lines = [json.loads(line) for line in (runs(tmp_path, "sample")[0].parent / "samples.jsonl").open()]
     assert [line["sampler"] for line in lines] == ["diffusion_forcing"] * 2
     assert lines == [json.loads(line) for line in (folder / "samples.jsonl").open()][-2:]
-    assert (runs(tmp_path, "sample")[0].parent / "wavefront.png").stat().st_size > 0
+    for name in ("wavefront.png", "wavefront.html"):
+        assert (runs(tmp_path, "sample")[0].parent / name).stat().st_size > 0
 
     text = "prompt=Zoe has 48 apples, then loses 6. How many apples does Zoe have?"
     bare = command("sample.py", f"model_path={folder / 'model'}", text, "sampler=adaptive", "max_new_tokens=3")

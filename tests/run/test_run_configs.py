@@ -61,7 +61,7 @@ def test_every_experiment_runs_at_debug_size(composed, tmp_path, name) -> None:
         return
     rows = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert {"ar-4", "ar-1", "adaptive", "df-paper"} <= {row["sampler"] for row in rows}
-    for made in ("comparison.png", "wavefront.png"):
+    for made in ("comparison.png", "wavefront.png", "wavefront.html"):
         assert (tmp_path / "run" / made).stat().st_size > 0, made
 
 

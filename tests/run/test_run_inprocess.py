@@ -1,15 +1,17 @@
 """``train`` and ``sample`` in this process."""
 
 import json
+import re
 import signal
 
 import lightning
 import pytest
 import torch
+import wandb
 
 from recdepth import checks, lifecycle, run
 from recdepth.data import WordProblems
-from recdepth.sampling import DiffusionForcing
+from recdepth.sampling import Autoregressive, DiffusionForcing
 from recdepth.settings import ConfigError
 from recdepth.training import Comparison
 
@@ -35,6 +37,52 @@ def test_a_trace_without_steps_ends_with_a_remark(sample, tmp_path, capsys) -> N
     assert len(sample("trace=true", "max_new_tokens=1")) == 1
     assert "No wavefront: the first token ended the text" in capsys.readouterr().out
     assert not (tmp_path / "sampled" / "wavefront.png").exists()
+
+
+def test_what_was_sampled_goes_to_wandb(sample, tmp_path, monkeypatch) -> None:
+    asked, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.append(settings) or init(**settings))
+    sample("logger=wandb", "trace=true", "max_new_tokens=8", "num_prompts=2", "tags=[a]")
+    assert [(a["job_type"], a["mode"], a["tags"]) for a in asked] == [("sample", "offline", ["a"])]
+    assert wandb.run is None
+    (media,) = (tmp_path / "sampled" / "wandb").glob("offline-run-*/files/media")
+    (page,) = media.glob("html/wavefront*.html")
+    assert page.read_text() == (tmp_path / "sampled" / "wavefront.html").read_text()
+    (table,) = media.glob("table/samples*.json")
+    assert json.loads(table.read_text())["columns"] == ["sampler", "prompt", "text", "answer", "score"]
+    assert len(list(media.glob("images/wavefront*.png"))) == 1
+
+
+def test_statistics_go_to_other_loggers_too(sample, tmp_path) -> None:
+    sample("logger=csv")
+    header, values = (tmp_path / "sampled" / "csv" / "metrics.csv").read_text().splitlines()
+    assert float(dict(zip(header.split(","), values.split(","), strict=True))["sample/new_tokens"]) > 0
+
+
+def test_the_page_holds_every_prompt_beside_autoregressive_decoding(sample, tmp_path, capsys) -> None:
+    texts = sample("trace=true", "stream=true", "num_prompts=3", "max_new_tokens=6", "sampler.inner_steps=2")
+    page = (tmp_path / "sampled" / "wavefront.html").read_text()
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
+    assert len(data["rows"]) + data["empty"] == 3
+    for row, text in zip(data["rows"], [t for t in texts if t] or texts, strict=False):
+        assert "".join(data["pieces"][i][0] for i in row["final"]) == text
+        assert row["baseline"]["p"] == [4 * (i + 1) for i in range(len(row["baseline"]["final"]))]
+        assert row["baseline"]["t"] == sorted(row["baseline"]["t"])
+        assert row["verdict"].startswith("wrong") or row["verdict"] == "right"
+    shown = capsys.readouterr().out
+    assert all(f"{text}\n" in shown for text in texts)
+
+
+def test_ctrl_c_in_the_comparison_leaves_the_page(sample, tmp_path, monkeypatch) -> None:
+    def stop(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Autoregressive, "__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sample("trace=true", "max_new_tokens=6")
+    page = (tmp_path / "sampled" / "wavefront.html").read_text()
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])
+    assert (len(data["rows"]), data["baseline"], data["rows"][0]["baseline"]) == (1, None, None)
 
 
 def test_samples_are_recorded_with_all_that_made_them(sample, trained) -> None:

@@ -253,20 +253,22 @@ def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, st
     data = word_problems()
     data.max_new_tokens = 3
     model = module(data).model
-    drafts = DiffusionForcing(num_steps=4)
     calls = []
 
-    def sampler(*args, **kwargs):
-        if kwargs.get("trace") is not None:
-            calls.append(1)
-            kwargs["max_new_tokens"] = 1 if len(calls) <= stopping else 3
-        return drafts(*args, **{**kwargs, "stop_tokens": []})
+    class Drafts(DiffusionForcing):
+        def __call__(self, *args, **kwargs):
+            if kwargs.get("trace") is not None:
+                calls.append(1)
+                kwargs["max_new_tokens"] = 1 if len(calls) <= stopping else 3
+            return super().__call__(*args, **{**kwargs, "stop_tokens": []})
 
     monkeypatch.setattr("recdepth.training.comparison.compare", lambda *args, **kwargs: [])
-    monkeypatch.setattr("recdepth.training.comparison.comparison_samplers", lambda _: {"df-headway": sampler})
+    monkeypatch.setattr(
+        "recdepth.training.comparison.comparison_samplers", lambda _: {"df-headway": Drafts(num_steps=4)}
+    )
     monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
     monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
     caplog.set_level("INFO", logger=log.name)
     Comparison(num_steps=2, accuracy_prompts=2, speed_prompts=2)(model, data, tmp_path, [], 0)
-    assert (tmp_path / "wavefront.png").exists() is drawn
+    assert (tmp_path / "wavefront.png").exists() is (tmp_path / "wavefront.html").exists() is drawn
     assert ("No wavefront" in caplog.text) is not drawn
