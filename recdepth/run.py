@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +24,18 @@ from .reporting import WavefrontGrid, plot_wavefront, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
-from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
+from .training import (
+    Export,
+    KeepWandbRun,
+    MetricsFile,
+    StepAxis,
+    StopOnCtrlC,
+    Throughput,
+    TrainingModule,
+    WandbRun,
+    wandb_run_of,
+    wandb_run_of_checkpoint,
+)
 from .training.callbacks.export import export_model
 from .training.loggers import log_image, log_model
 
@@ -88,13 +102,40 @@ def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
 
 
 def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Trainer:
-    callbacks: list[lightning.Callback] = [Throughput(), StopOnCtrlC()]
+    callbacks: list[lightning.Callback] = [Throughput(), StepAxis(), StopOnCtrlC()]
     callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
     callbacks.append(Export(folder / "model", data.tokenizer))
-    loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
+    continued = _continued(cfg, folder)
+    callbacks.append(KeepWandbRun(folder, continued))
+    known = {"id": continued.id} if continued is not None else {}
+    loggers: list[Logger] = [checks.build(cfg, "logger", **known)] if cfg.get("logger") else []
     loggers.append(MetricsFile(folder / "metrics.jsonl"))
     progress = "progress" in (cfg.get("callbacks") or {})
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
+
+
+def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
+    """The W&B run that goes on when a run is resumed; None for one of its own.
+
+    Jobs of a sweep that start from the same checkpoint are branches, each a run of its own; only a job that goes on in
+    its own folder is the run it was.
+    """
+    logger = cfg.get("logger") or {}
+    if cfg.resume is None or not logger.get("continue_run") or "WANDB_RUN_ID" in os.environ:
+        return None
+    checkpoint = checks.checkpoint_path(cfg.resume).absolute()
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and folder.absolute() not in checkpoint.parents:
+        return None
+    known = wandb_run_of_checkpoint(checkpoint)
+    if known is None:
+        return None
+    if (known.project, known.entity) != (logger.project, logger.entity or known.entity):
+        where = f"{known.entity or 'your own'}/{known.project}"
+        log.info("The resumed W&B run %s is in %s: this one, elsewhere, is a new one", known.id, where)
+        return None
+    log.info("Continues the W&B run %s", known.id)
+    return known
 
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
@@ -127,6 +168,7 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
         log.info("Stopped at step %d; the model as it is: %s", trainer.global_step, folder / "model")
         if (folder / "checkpoints").is_dir():
             log.info("To go on: the same command with resume=%s", folder)
+        _say_how_to_sync(folder)
         raise KeyboardInterrupt from stopped
 
 
@@ -144,7 +186,14 @@ def _after_training(
             if (folder / f"{name}.png").exists():
                 log_image(trainer.loggers, name, folder / f"{name}.png")
         log.info("Report: %s", page)
+    _say_how_to_sync(folder)
     log.info("Run folder: %s", folder)
+
+
+def _say_how_to_sync(folder: Path) -> None:
+    known = wandb_run_of(folder)
+    if known is not None and known.folders:
+        log.info("W&B run %s is offline; to upload it: %s", known.id, known.sync_command())
 
 
 # ---------------------------------------------------------------------------------------------------------- sampling
