@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import WavefrontGrid, plot_wavefront, write_report
+from .reporting import WavefrontGrid, plot_wavefront, recorded, write_pictures, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
@@ -61,7 +64,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run_dir)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
-    with lifecycle.closing():
+    with _reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, data)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
@@ -70,7 +73,25 @@ def train(cfg: DictConfig) -> float | None:
             return None  # the first process has the metrics, writes the report and gives the result
         _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
-        return checks.optimized_metric(cfg, metrics.latest)
+        status["metric"] = checks.optimized_metric(cfg, metrics.latest)
+        return status["metric"]
+
+
+@contextmanager
+def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
+    """Keep the run's status while the block runs and, whatever ended it, write the report in the end."""
+    if rank_zero_only.rank:  # the first process keeps both
+        yield {}
+        return
+    try:
+        with recorded(folder) as status:
+            yield status
+    finally:
+        if report:
+            try:
+                log.info("Report: %s", write_report(folder))
+            except OSError as error:  # a full disk must not hide how the run ended
+                log.error("The report could not be written to %s: %s", folder, error)
 
 
 def _check_resume(cfg: DictConfig) -> None:
@@ -175,17 +196,14 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
 def _after_training(
     cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, data: DataModule, folder: Path
 ) -> None:
-    """Compare the samplers if asked to, write the report, hand model and pictures to the loggers."""
+    """Compare the samplers if asked to, draw the pictures, hand them and the model to the loggers."""
     if cfg.compare:
         module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
     log_model(trainer.loggers, folder / "model")
     if cfg.report:
-        page = write_report(folder)
-        for name in ("curves", "depth_loss"):
-            if (folder / f"{name}.png").exists():
-                log_image(trainer.loggers, name, folder / f"{name}.png")
-        log.info("Report: %s", page)
+        for path in write_pictures(folder):
+            log_image(trainer.loggers, path.stem, path)
     _say_how_to_sync(folder)
     log.info("Run folder: %s", folder)
 
