@@ -5,6 +5,7 @@ from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
 from .intervals import Interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
+from .traced import Traced, autoregressive_baseline, trace_call
 
 __all__ = [
     "CalibrationLook",
@@ -12,7 +13,9 @@ __all__ = [
     "ExitCalibration",
     "Interval",
     "Timings",
+    "Traced",
     "agreement",
+    "autoregressive_baseline",
     "calibrate_exit",
     "compare",
     "comparison_samplers",
@@ -21,5 +24,6 @@ __all__ = [
     "median_interval",
     "paired_difference",
     "time_in_turn",
+    "trace_call",
     "wilson_interval",
 ]

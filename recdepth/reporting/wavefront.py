@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from recdepth.sampling import Trace, TraceStep
+from recdepth.sampling import Trace
 
 from .style import GREY, INK, PALETTE, RED, figure, save
 
@@ -46,7 +46,7 @@ class WavefrontGrid:
     @staticmethod
     def possible(trace: Trace, row: int = 0) -> bool:
         """Whether there is anything to lay out: False where the first token ended the text."""
-        return bool(_steps_of(trace, row))
+        return bool(trace.steps_of(row))
 
     @classmethod
     def of(cls, trace: Trace, row: int = 0) -> WavefrontGrid:
@@ -55,7 +55,7 @@ class WavefrontGrid:
         Raises:
             ValueError: if the trace has no step for that row.
         """
-        steps = _steps_of(trace, row)
+        steps = trace.steps_of(row)
         if not steps:
             raise ValueError(f"the trace has no step of row={row}: it is empty, or the first token ended the text")
         used = np.concatenate([s.positions[row][s.positions[row] >= 0] for s in steps])
@@ -78,11 +78,6 @@ class WavefrontGrid:
         before = trace.steps.index(steps[0])
         edges = [trace.steps[before - 1].core_passes if before else 0, *(s.core_passes for s in steps)]
         return cls(first, np.array(edges, dtype=float), depth, residual, flipped, committed, tokens.tolist())
-
-
-def _steps_of(trace: Trace, row: int) -> list[TraceStep]:
-    """The steps in which the row had lanes."""
-    return [s for s in trace.steps if row < len(s.positions) and (s.positions[row] >= 0).any()]
 
 
 def plot_wavefront(

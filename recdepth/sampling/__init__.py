@@ -3,9 +3,10 @@
 from .exits import EXITS, KL, ArgmaxStability, Cosine, EntropyDiff, Exit, LatentDiff
 from .policies import NOISE_SCHEDULES, Policy
 from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
+from .replay import LaneView, Replay
 from .result import SampleResult, SampleStats
 from .tokens import TokenChooser
-from .trace import Trace, Tracer, TraceStep
+from .trace import Trace, Tracer, Tracers, TraceStep
 from .wavefront import Wavefront
 from .width import auto_width, forget_widths
 
@@ -21,8 +22,10 @@ __all__ = [
     "EntropyDiff",
     "Exact",
     "Exit",
+    "LaneView",
     "LatentDiff",
     "Policy",
+    "Replay",
     "SampleResult",
     "SampleStats",
     "Sampler",
@@ -31,6 +34,7 @@ __all__ = [
     "Trace",
     "TraceStep",
     "Tracer",
+    "Tracers",
     "Wavefront",
     "auto_width",
     "forget_widths",

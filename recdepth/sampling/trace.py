@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +16,7 @@ class TraceStep:
 
     Attributes:
         step: counted from 0.
-        seconds: since decoding began.
+        seconds: since decoding began, without what tracers took so far.
         core_passes: sequential core passes so far.
         positions: where the lanes are.
         tokens: their input tokens during the step.
@@ -41,7 +42,7 @@ class TraceStep:
 
 
 class Tracer(Protocol):
-    """Anything that wants to see the steps."""
+    """Anything that wants to see the steps. The time that it takes counts neither in them nor in the statistics."""
 
     def start(self, prompts: list[list[int]]) -> None:
         """Called once per batch, before the first step."""
@@ -52,17 +53,40 @@ class Tracer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Tracers:
+    """Several tracers as one."""
+
+    members: Sequence[Tracer]
+
+    def start(self, prompts: list[list[int]]) -> None:
+        for member in self.members:
+            member.start(prompts)
+
+    def record(self, step: TraceStep) -> None:
+        for member in self.members:
+            member.record(step)
+
+
 @dataclass
 class Trace:
     """A tracer that keeps everything, for one batch of prompts."""
 
     steps: list[TraceStep] = field(default_factory=list)
-    prompt_lengths: list[int] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        return [len(p) for p in self.prompts]
 
     def start(self, prompts: list[list[int]]) -> None:
-        if self.prompt_lengths:
+        if self.prompts:
             raise ValueError("a Trace holds one batch; pass a new one per call, or a larger batch_size")
-        self.prompt_lengths = [len(p) for p in prompts]
+        self.prompts = [list(p) for p in prompts]
 
     def record(self, step: TraceStep) -> None:
         self.steps.append(step)
+
+    def steps_of(self, row: int) -> list[TraceStep]:
+        """The steps in which the row had lanes."""
+        return [s for s in self.steps if row < len(s.positions) and (s.positions[row] >= 0).any()]

@@ -424,11 +424,12 @@ class Wavefront:
         outcome: Outcome,
     ) -> None:
         assert self.tracer is not None
+        now = time.perf_counter()
         shape = lanes.positions.shape
         self.tracer.record(
             TraceStep(
                 step=number,
-                seconds=time.perf_counter() - self._clock,
+                seconds=now - self._clock,
                 core_passes=self.stats.core_passes,
                 positions=lanes.positions,
                 tokens=tokens,
@@ -440,6 +441,7 @@ class Wavefront:
                 committed=outcome.committed,
             )
         )
+        self._clock += time.perf_counter() - now  # looking on is not decoding
 
 
 def _flights(depth: Int[np.ndarray, " lanes"]) -> tuple[Flight, ...]:
