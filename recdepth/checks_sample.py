@@ -23,7 +23,9 @@ SAMPLE_KEYS: dict[str, Any] = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), float),
     "device": str,
     "allocator": bool,
-    "trace": bool,
+    **dict.fromkeys(("trace", "stream"), bool),
+    "tags": list[str],
+    "logger": dict | None,
     **dict.fromkeys(("paths", "sampler"), dict),
 }
 
@@ -94,6 +96,11 @@ def _there_is_a_gpu(cfg: DictConfig) -> Iterator[str]:
         yield f"device={cfg.device} is unknown; take auto, cpu, cuda or cuda:<number>"
 
 
+def _one_at_a_time(cfg: DictConfig) -> Iterator[str]:
+    if cfg.stream and cfg.batch_size > 1:
+        yield f"batch_size={cfg.batch_size}: stream=true shows one prompt at a time; set batch_size=1 or stream=false"
+
+
 _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "num_prompts": within("num_prompts", 1),
     "batch_size": within("batch_size", 1),
@@ -102,4 +109,5 @@ _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "run_dir": _one_source,
     "dtype": _known_dtype,
     "device": _there_is_a_gpu,
+    "stream": _one_at_a_time,
 }

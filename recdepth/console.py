@@ -25,11 +25,25 @@ def show(line: str) -> None:
 
 def show_sample(prompt: Prompt, text: str, score: float | None) -> None:
     """Print a prompt (dimmed) and its continuation; for a task's item also whether it is right."""
-    _console.print(Text("\n" + prompt.text, style="dim"), soft_wrap=True)
+    show_prompt(prompt)
     _console.print(Text(text), soft_wrap=True)
+    show_verdict(prompt, score)
+
+
+def show_prompt(prompt: Prompt) -> None:
+    """Print a prompt, dimmed."""
+    _console.print(Text("\n" + prompt.text, style="dim"), soft_wrap=True)
+
+
+def show_verdict(prompt: Prompt, score: float | None) -> None:
+    """Print whether an answer is right, where that is known."""
     if score is not None:
-        right = Text("right", style="green") if score == 1 else Text(f"wrong, answer: {prompt.answer}", style="red")
-        _console.print(right, soft_wrap=True)
+        _console.print(Text(verdict(prompt, score), style="green" if score == 1 else "red"), soft_wrap=True)
+
+
+def verdict(prompt: Prompt, score: float) -> str:
+    """Whether an answer with this score is right."""
+    return "right" if score == 1 else f"wrong, answer: {prompt.answer}"
 
 
 def show_stats(stats: SampleStats) -> None:

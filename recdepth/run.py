@@ -20,11 +20,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
-from .console import append_jsonl, show, show_sample, show_stats
+from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import WavefrontGrid, plot_wavefront, recorded, write_pictures, write_report
-from .sampling import SampleStats, Trace
+from .reporting import recorded, write_pictures, write_report
+from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
 from .training import (
@@ -41,6 +41,7 @@ from .training import (
 )
 from .training.callbacks.export import export_model
 from .training.loggers import log_image, log_model
+from .watching import Watch, log_samples
 
 log = logging.getLogger(__name__)
 
@@ -231,49 +232,45 @@ def sample(cfg: DictConfig) -> list[str]:
     source = _source(cfg)
     if cfg.allocator and source.model.device.type == "cpu":
         lifecycle.keep_large_buffers()
-    folder = Path(cfg.paths.run_dir)
-    lifecycle.prepare_run_folder(cfg, folder, lifecycle.provenance())
+    folder, facts = Path(cfg.paths.run_dir), lifecycle.provenance()
+    lifecycle.prepare_run_folder(cfg, folder, facts)
     sampler = checks.build(cfg, "sampler")
     longest = max(len(prompt.ids) for prompt in source.prompts)
     room = source.model.config.max_position_embeddings - longest
-    new_tokens = cfg.max_new_tokens or max(1, min(source.max_new_tokens, room))
+    call = {name: cfg[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+    call["max_new_tokens"] = cfg.max_new_tokens or max(1, min(source.max_new_tokens, room))
+    record = {"sampler": sampler.name, **asdict(sampler), **call, "model": str(source.path)}
+    call["stop_tokens"] = source.stop_tokens
     show(f"{source.path} · {sampler.name} · {source.model.device}")
-    texts, total, trace = [], SampleStats(), Trace() if cfg.trace else None
-    for begin in range(0, len(source.prompts), cfg.batch_size):
-        prompts = source.prompts[begin : begin + cfg.batch_size]
+    watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
+    with lifecycle.closing():
+        loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
+        for logger in loggers:
+            settings: Any = OmegaConf.to_container(cfg, resolve=True)
+            logger.log_hyperparams({**settings, "run": facts})
+        samples, total = _sample_all(watch, cfg.batch_size, [folder, source.run_folder], record)
+        show_stats(total)
+        log_samples(loggers, total, samples, watch.draw(folder))
+    return [sample["text"] for sample in samples]
+
+
+def _sample_all(
+    watch: Watch, batch_size: int, folders: list[Path | None], record: dict[str, Any]
+) -> tuple[list[dict[str, Any]], SampleStats]:
+    """Sample every prompt of the source; each batch is on screen and on disk before the next one begins."""
+    source, samples, total = watch.source, [], SampleStats()
+    for begin in range(0, len(source.prompts), batch_size):
+        prompts = source.prompts[begin : begin + batch_size]
         try:
-            result = sampler(
-                source.model,
-                [prompt.ids for prompt in prompts],
-                max_new_tokens=new_tokens,
-                stop_tokens=source.stop_tokens,
-                **{name: cfg[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")},
-                batch_size=len(prompts),
-                rows=range(begin, begin + len(prompts)),
-                trace=trace if begin == 0 else None,
-            )
+            result, scores = watch.sample(prompts, range(begin, begin + len(prompts)))
         except ValueError as error:
             raise ConfigError(_problems(error)) from error
-        for prompt, tokens in zip(prompts, result.tokens, strict=True):
-            texts.append(source.decode(tokens))
-            score = prompt.score(tokens) if prompt.score is not None else None
-            show_sample(prompt, texts[-1], score)
-            record = {
-                "sampler": sampler.name,
-                **asdict(sampler),
-                **{name: cfg[name] for name in ("seed", "temperature", "top_k", "top_p", "min_p")},
-                "max_new_tokens": new_tokens,
-                "model": str(source.path),
-            }
-            record |= {"prompt": prompt.text, "text": texts[-1], "answer": prompt.answer, "score": score}
-            append_jsonl([folder, source.run_folder], record)
+        for prompt, tokens, score in zip(prompts, result.tokens, scores, strict=True):
+            text = source.decode(tokens)
+            samples.append({**record, "prompt": prompt.text, "text": text, "answer": prompt.answer, "score": score})
+            append_jsonl(folders, samples[-1])
         total = total.add(result.stats)
-    show_stats(total)
-    if trace is not None and not WavefrontGrid.possible(trace):
-        show("No wavefront: the first token ended the text")
-    elif trace is not None:
-        show(f"Wavefront: {plot_wavefront(trace, folder / 'wavefront.png', source.decode)}")
-    return texts
+    return samples, total
 
 
 def _problems(error: ValueError) -> list[str]:

@@ -4,9 +4,13 @@ from .comparison import plot_comparison, print_comparison, write_comparison
 from .curves import plot_depth_loss, plot_training_curves
 from .page import write_pictures, write_report
 from .status import recorded
+from .stream import Stream
 from .wavefront import WavefrontGrid, plot_wavefront
+from .wavefront_page import WavefrontBatch, wavefront_data, write_wavefront_page
 
 __all__ = [
+    "Stream",
+    "WavefrontBatch",
     "WavefrontGrid",
     "plot_comparison",
     "plot_depth_loss",
@@ -14,7 +18,9 @@ __all__ = [
     "plot_wavefront",
     "print_comparison",
     "recorded",
+    "wavefront_data",
     "write_comparison",
     "write_pictures",
     "write_report",
+    "write_wavefront_page",
 ]

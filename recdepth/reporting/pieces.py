@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+def shared(one: str, other: str) -> int:
+    """How many characters two texts share from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class Pieces:
@@ -35,7 +40,7 @@ class Pieces:
         before = ""
         for end in range(1, len(tokens) + 1):
             text = self.text(tokens[:end])
-            kept = len(commonprefix([before, text]))
+            kept = shared(before, text)
             surplus = len(before) - kept  # what has turned out otherwise: half a character, a space before a mark
             for i in reversed(range(len(pieces))):
                 cut = min(surplus, len(pieces[i]))

@@ -43,11 +43,6 @@ class WavefrontGrid:
     committed: np.ndarray
     tokens: list[int]
 
-    @staticmethod
-    def possible(trace: Trace, row: int = 0) -> bool:
-        """Whether there is anything to lay out: False where the first token ended the text."""
-        return bool(trace.steps_of(row))
-
     @classmethod
     def of(cls, trace: Trace, row: int = 0) -> WavefrontGrid:
         """Lay out a row of a trace.

@@ -46,6 +46,7 @@ def write_wavefront_page(
     decode: Callable[[list[int]], str],
     stop_tokens: Sequence[int] = (),
     facts: Mapping[str, Any] | None = None,
+    more: int = 0,
 ) -> Path:
     """Write the page. It needs no network, and holds up to 8 prompts and about 4 MB; it says what it leaves out.
 
@@ -55,11 +56,13 @@ def write_wavefront_page(
         decode: from token ids to text.
         stop_tokens: ids that end a continuation.
         facts: shown with the settings: machine, versions, model.
+        more: how many further prompts were sampled without a trace.
 
     Raises:
         ValueError: if no prompt has a step: there were none, or every first token ended its text.
     """
     data = wavefront_data(batches, decode, stop_tokens, facts)
+    data["left_out"] += more
     if not data["rows"]:
         raise ValueError("the trace has no steps: it is empty, or the first token ended the text")
     here = files(__package__) / "templates"

@@ -39,7 +39,7 @@ class Replay:
         row: its place in the batch.
 
     Attributes:
-        front: the token here is the last final one; before the first step it is unknown, and taken for the prompt's end.
+        front: the token here is the last final one; before the first step it is taken for the prompt's end.
         flips: drafts that changed so far.
         lanes: those of the last step that the row took part in; None before.
     """

@@ -9,13 +9,19 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from recdepth.data import DataModule, EvaluationItem
-from recdepth.evaluation import compare, comparison_samplers
+from recdepth.evaluation import Traced, autoregressive_baseline, compare, comparison_samplers, machine_stamp, trace_call
 from recdepth.evaluation.compare import Row
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.reporting import WavefrontGrid, plot_wavefront, print_comparison, write_comparison
-from recdepth.sampling import Sampler, Trace
+from recdepth.reporting import (
+    WavefrontBatch,
+    plot_wavefront,
+    print_comparison,
+    write_comparison,
+    write_wavefront_page,
+)
+from recdepth.sampling import Sampler
 
-from .loggers import log_image, log_table
+from .loggers import log_html, log_image, log_table
 from .ranges import at_least_one
 from .seams import eager_seams
 
@@ -80,30 +86,39 @@ class Comparison:
         finally:
             log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
         log_image(loggers, "comparison_plot", folder / "comparison.png")
-        trace = _trace(samplers["df-headway"], model, data, items[: self.speed_prompts], seed)
-        if trace is None:
+        files = _wavefront(samplers["df-headway"], model, data, items[: self.speed_prompts], folder, seed)
+        if not files:
             log.info("No wavefront: the first token ended the text, for every prompt tried")
-        else:
-            plot_wavefront(trace, folder / "wavefront.png", data.decode, num_steps=self.num_steps)
-            log_image(loggers, "wavefront", folder / "wavefront.png")
+        for path in files:
+            (log_html if path.suffix == ".html" else log_image)(loggers, path.stem, path)
         return rows
 
 
-def _trace(
-    sampler: Sampler, model: RecurrentDepthForCausalLM, data: DataModule, items: Iterable[EvaluationItem], seed: int
-) -> Trace | None:
-    """A trace of the first item whose text does not end with its first token."""
-    for item in items:
-        trace = Trace()
+def _wavefront(
+    sampler: Sampler,
+    model: RecurrentDepthForCausalLM,
+    data: DataModule,
+    items: Iterable[EvaluationItem],
+    folder: Path,
+    seed: int,
+) -> list[Path]:
+    """Draw the wavefront of the first item whose text does not end with its first token, and a page of it beside AR."""
+
+    def call(sampler: Sampler, item: EvaluationItem) -> Traced:
+        new, stops = data.max_new_tokens, data.stop_tokens
         with eager_seams(model):
-            sampler(
-                model,
-                [item.prompt_ids],
-                max_new_tokens=data.max_new_tokens,
-                stop_tokens=data.stop_tokens,
-                seed=seed,
-                trace=trace,
-            )
-        if WavefrontGrid.possible(trace):
-            return trace
-    return None
+            return trace_call(sampler, model, [item.prompt_ids], max_new_tokens=new, stop_tokens=stops, seed=seed)
+
+    for item in items:
+        traced = call(sampler, item)
+        if traced.trace.steps_of(0):
+            break
+    else:
+        return []
+    baseline = autoregressive_baseline(sampler)
+    assert baseline is not None
+    picture = plot_wavefront(traced.trace, folder / "wavefront.png", data.decode, num_steps=baseline.num_steps)
+    batch = WavefrontBatch(traced, [item.prompt], call(baseline, item))
+    facts = {"model": folder / "model", **machine_stamp(model), "seed": seed}
+    page = write_wavefront_page(folder / "wavefront.html", [batch], data.decode, data.stop_tokens, facts)
+    return [picture, page]

@@ -113,6 +113,13 @@ def log_image(loggers: Iterable[Logger], key: str, path: Path) -> None:
 
 
 @rank_zero_only
+def log_html(loggers: Iterable[Logger], key: str, path: Path) -> None:
+    """Log a self-contained page as it is (where there is a W&B logger)."""
+    for run in _wandb_runs(loggers):
+        run.log({key: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})  # else it links a style sheet
+
+
+@rank_zero_only
 def log_model(loggers: Iterable[Logger], folder: Path) -> None:
     """Log an exported model folder as an artifact (where there is a W&B logger)."""
     for run in _wandb_runs(loggers):

@@ -43,7 +43,6 @@ class WavefrontMap {
       const [y, height] = this.band(k);
       ink.fillRect(this.left, y, this.x(run.frames[k].first) - this.left, height + 0.5);
     }
-    ink.fillRect(this.left, this.bottom - 0.5, 0, 0);
     for (let k = 1; k < run.frames.length; k++) {
       const frame = run.frames[k];
       const [y, height] = this.band(k);
