@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -243,13 +244,14 @@ def sample(cfg: DictConfig) -> list[str]:
     call["stop_tokens"] = source.stop_tokens
     show(f"{source.path} · {sampler.name} · {source.model.device}")
     watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
-    with lifecycle.closing():
+    with _reported(folder, cfg.report), lifecycle.closing():
         loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
         for logger in loggers:
             settings: Any = OmegaConf.to_container(cfg, resolve=True)
             logger.log_hyperparams({**settings, "run": facts})
         samples, total = _sample_all(watch, cfg.batch_size, [folder, source.run_folder], record)
         show_stats(total)
+        (folder / "stats.json").write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
         log_samples(loggers, total, samples, watch.draw(folder))
     return [sample["text"] for sample in samples]
 

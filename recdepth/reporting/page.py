@@ -15,7 +15,7 @@ from .charts import CHART_SIZE, Curve, draw_curves, svg
 from .comparison import draw_comparison, table_cells
 from .curves import draw_depth_loss, plot_depth_loss, plot_training_curves, series
 from .html import Cell, Chart, Key, Table, Tile, duration, number, picture, render, text_cells
-from .runs import RunFolder, flat, overridden, read_run
+from .runs import RunFolder, overridden, read_run
 
 SAMPLES_SHOWN, SAMPLES_KEPT = 6, 60
 _MACHINE = ("started", "device", "threads", "platform", "python", "torch", "lightning", "transformers", "git_commit")
@@ -257,7 +257,7 @@ def _samples_note(run: RunFolder) -> str:
 
 @dataclass(frozen=True)
 class ConfigLine:
-    """A line of the configuration as YAML; ``changed``: its key, or the group it belongs to, was on the command line."""
+    """A line of the configuration as YAML; ``changed``: its key, or that of its group, was on the command line."""
 
     indent: str
     text: str
@@ -301,9 +301,6 @@ def _reproduce_notes(run: RunFolder) -> list[str]:
 
 
 def _environment(run: RunFolder) -> Table:
-    facts = dict(flat(run.provenance))
-    rows = [
-        [Cell(name.replace("_", " ")), Cell(str(facts[name]), kind="text wrap")] for name in _MACHINE if name in facts
-    ]
-    rows += [[Cell("folder"), Cell(str(run.path), kind="text wrap")]]
+    facts = {name: run.provenance[name] for name in _MACHINE if name in run.provenance} | {"folder": run.path}
+    rows = [[Cell(name.replace("_", " ")), Cell(str(fact), kind="text wrap")] for name, fact in facts.items()]
     return Table("Environment", ["environment", ""], rows, text_columns=(0, 1))
