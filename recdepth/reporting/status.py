@@ -52,9 +52,15 @@ def read_status(folder: Path) -> Status:
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[dict[str, Any]]:
-    """Keeps ``status.json`` while the block runs, whatever ends it. What is put into the dictionary is kept with it."""
-    began, facts = time.monotonic(), {"pid": os.getpid(), "host": platform.node()}
+    """Keeps ``status.json`` while the block runs, whatever ends it. What is put into the dictionary is kept with it.
+
+    Of a job of a sweep nothing is written here: the sweep keeps its status, from outside, so also when it is killed.
+    """
     found: dict[str, Any] = {}
+    if _kept_by_a_sweep(folder):
+        yield found
+        return
+    began, facts = time.monotonic(), {"pid": os.getpid(), "host": platform.node()}
     _write(folder, {"state": "running", **facts})
     try:
         yield found
@@ -67,6 +73,12 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         _write(folder, {"state": state, "seconds": round(time.monotonic() - began, 3), **found, **facts})
         raise
     _write(folder, {"state": "finished", "seconds": round(time.monotonic() - began, 3), **found, **facts})
+
+
+def _kept_by_a_sweep(folder: Path) -> bool:
+    path = folder / FILE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return isinstance(found, dict) and "job" in found
 
 
 def _write(folder: Path, status: Mapping[str, Any]) -> None:

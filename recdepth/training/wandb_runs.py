@@ -99,7 +99,9 @@ class KeepWandbRun(Callback):
         return self.run.state() if self.run is not None else {}
 
     def _run_of(self, run: Any) -> WandbRun:
-        earlier = self.continued.folders if self.continued is not None and self.continued.id == run.id else ()
-        own = (Path(run.dir).absolute().parent,) if run.offline else ()
-        entity = run.entity or (self.continued.entity if self.continued is not None else None)
-        return WandbRun(run.id, run.project, entity or None, (*(f for f in earlier if f not in own), *own))
+        before = [known for known in (self.continued, wandb_run_of(self.run_folder)) if known and known.id == run.id]
+        folders = [folder for known in before for folder in known.folders]
+        if run.offline:
+            folders.append(Path(run.dir).absolute().parent)
+        entity = run.entity or (before[0].entity if before else None)
+        return WandbRun(run.id, run.project, entity or None, tuple(dict.fromkeys(folders)))
