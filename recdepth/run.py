@@ -17,7 +17,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
@@ -82,7 +81,7 @@ def train(cfg: DictConfig) -> float | None:
 @contextmanager
 def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
     """Keep the run's status while the block runs and, whatever ended it, write the report in the end."""
-    if rank_zero_only.rank:  # the first process keeps both
+    if lifecycle.rank():  # the first process keeps both
         yield {}
         return
     try:
@@ -143,7 +142,7 @@ def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
     Jobs of a sweep that start from the same checkpoint are branches, each a run of its own; only a job that goes on in
     its own folder is the run it was.
     """
-    logger = cfg.get("logger") or {}
+    logger: Any = cfg.get("logger") or {}
     if cfg.resume is None or not logger.get("continue_run") or "WANDB_RUN_ID" in os.environ:
         return None
     checkpoint = checks.checkpoint_path(cfg.resume).absolute()

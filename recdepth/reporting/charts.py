@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -20,7 +20,7 @@ GRID = "#eceff1"
 CHART_SIZE = (5.6, 3.1)  # inches
 MOST_POINTS = 400  # of a curve: more cannot be seen, and each makes the page larger
 DASHES = ("-", "--", ":", "-.")
-_THEME = {
+_THEME: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "recdepth",
@@ -40,8 +40,12 @@ class Curve:
     marked: bool = False
 
 
-def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> Markup:
-    """A figure as inline SVG.
+@overload
+def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> Markup: ...
+@overload
+def svg(draw: Callable[..., Figure | None], *arguments: Any, label: str) -> Markup | None: ...
+def svg(draw: Callable[..., Figure | None], *arguments: Any, label: str) -> Markup | None:
+    """A figure as inline SVG; None where there is nothing to draw.
 
     Args:
         draw: makes the figure, from the arguments.
@@ -49,7 +53,9 @@ def svg(draw: Callable[..., Figure], *arguments: Any, label: str) -> Markup:
     """
     text = io.StringIO()
     with matplotlib.rc_context(_THEME):
-        draw(*arguments).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        if (fig := draw(*arguments)) is None:
+            return None
+        fig.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     body = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     body = body[body.index("<svg") :]
     used = set(re.findall(r"#([\w-]+)", body))

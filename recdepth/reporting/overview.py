@@ -11,7 +11,7 @@ from typing import Any
 
 from .charts import DASHES
 from .html import Cell, Chart, Key, Table, Tile, duration, number, render
-from .page import comparison_chart, comparison_table, metric_chart, write_report
+from .page import comparison_chart, comparison_table, metric_chart, reproduce, write_report
 from .runs import RunFolder, flat, higher_is_better, is_run_folder, read_run
 from .style import PALETTE
 from .sweep_page import SweepView, is_sweep_folder, view_sweep
@@ -138,7 +138,11 @@ def runs_table(overview: Overview, base: Path) -> Table:
 def failures_table(overview: Overview, base: Path) -> Table | None:
     """The runs that did not finish, with their errors."""
     rows = [
-        [Cell(label, link=_link(run, base)), Cell(state=run.status.state), Cell(run.status.error or "", kind="text wrap")]
+        [
+            Cell(label, link=_link(run, base)),
+            Cell(state=run.status.state),
+            Cell(run.status.error or "", kind="text wrap"),
+        ]
         for run, label in zip(overview.runs, overview.labels, strict=True)
         if run.status.state in ("failed", "killed", "interrupted")
     ]
@@ -158,15 +162,25 @@ def _contents(overview: Overview, base: Path) -> dict[str, Any]:
         "lead": _lead(overview),
         "summary": _summary(overview),
         "sweeps": overview.sweeps,
+        "sweep_tables": [sweep.table(base) for sweep in overview.sweeps],
         "sweep_links": [os.path.relpath(sweep.path, base) for sweep in overview.sweeps],
         "runs": runs_table(overview, base),
+        "folded": bool(overview.sweeps) and not _alone(overview),
         "failures": None if overview.sweeps else failures_table(overview, base),
         "keys": [Key(label, i) for i, label in enumerate(labels)] if charts else [],
         "charts": charts,
         "left_out": len(overview.runs) - len(runs),
         "comparisons": [(label, *_compared(run)) for label, run in compared],
+        "commands": [(label, text) for label, run in _alone(overview) if (text := reproduce(run))],
         "problems": [f"{label}: {p}" for label, run in zip(labels, runs, strict=True) for p in run.problems],
     }
+
+
+def _alone(overview: Overview) -> list[tuple[str, RunFolder]]:
+    """The runs that belong to no sweep, by label."""
+    jobs = {view.job.folder.resolve() for sweep in overview.sweeps for view in sweep.jobs}
+    named = zip(overview.labels, overview.runs, strict=True)
+    return [(label, run) for label, run in named if run.path.resolve() not in jobs]
 
 
 def _compared(run: RunFolder) -> tuple[Table, Chart]:
@@ -237,4 +251,4 @@ def _what_it_is(folder: Path) -> str:
         return f"{folder}: there is no such folder"
     near = sorted({p.parents[1] for p in islice(folder.glob("*/**/.hydra/config.yaml"), 50)})[:3]
     hint = f"; there are runs below it: {', '.join(map(str, near))} …" if near else ""
-    return f"{folder}: neither a run folder (no metrics.jsonl, no .hydra) nor a sweep folder (no multirun.yaml){hint}"
+    return f"{folder}: neither a run folder (no metrics.jsonl, no .hydra) nor a sweep folder (no sweep.json){hint}"

@@ -231,7 +231,9 @@ def _sample(sample: dict[str, Any]) -> dict[str, str]:
     about += [f"step {sample['step']}"] if "step" in sample else []
     about += [f"score {number(score)}"] if isinstance(score, (int, float)) and score not in (0, 1) else []
     about += [f"{name} {sample[name]}" for name in ("seed", "temperature") if sample.get(name) not in (None, 0, 0.0)]
-    verdict = {1: "right", 0: "wrong"}.get(score, "partly right") if isinstance(score, (int, float)) else ""
+    verdict = ""
+    if isinstance(score, (int, float)):
+        verdict = "right" if score == 1 else "wrong" if score == 0 else "partly right"
     return {
         "verdict": verdict,
         "about": " · ".join(a for a in about if a),
@@ -279,7 +281,7 @@ def config_lines(config: dict[str, Any], changed: Iterable[str], prefix: str = "
 
 
 def _overrides(run: RunFolder) -> Table:
-    rows = [[Cell(key), Cell(value, kind="text wrap")] for key, value in overridden(run.overrides).items()]
+    rows = [[Cell(key), Cell(value, kind="wrap")] for key, value in overridden(run.overrides).items()]
     return Table("What was overridden", ["overridden", "value"], rows, text_columns=(0, 1))
 
 
@@ -302,5 +304,5 @@ def _reproduce_notes(run: RunFolder) -> list[str]:
 
 def _environment(run: RunFolder) -> Table:
     facts = {name: run.provenance[name] for name in _MACHINE if name in run.provenance} | {"folder": run.path}
-    rows = [[Cell(name.replace("_", " ")), Cell(str(fact), kind="text wrap")] for name, fact in facts.items()]
+    rows = [[Cell(name.replace("_", " ")), Cell(str(fact), kind="wrap")] for name, fact in facts.items()]
     return Table("Environment", ["environment", ""], rows, text_columns=(0, 1))

@@ -114,11 +114,11 @@ def read_run(folder: Path | str) -> RunFolder:
             return otherwise
         return found
 
-    provenance = read(".hydra/provenance.json", _json, {}, dict)
+    provenance: dict[str, Any] = read(".hydra/provenance.json", _json, {}, dict)
     overrides = read(".hydra/overrides.yaml", _yaml, None, list)
     if overrides is None:
         overrides = [word for word in provenance.get("command", []) if "=" in word]
-    wandb_run = read("wandb_run.json", _json, {}, dict)
+    wandb_run: dict[str, Any] = read("wandb_run.json", _json, {}, dict)
     return RunFolder(
         folder,
         config=read(".hydra/config.yaml", _yaml, {}, dict),
