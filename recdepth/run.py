@@ -23,7 +23,7 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import recorded, write_pictures, write_report
+from .reporting import WandbRun, recorded, wandb_run_of, write_pictures, write_report
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
@@ -35,8 +35,6 @@ from .training import (
     StopOnCtrlC,
     Throughput,
     TrainingModule,
-    WandbRun,
-    wandb_run_of,
     wandb_run_of_checkpoint,
 )
 from .training.callbacks.export import export_model

@@ -12,7 +12,7 @@ import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .style import GREY, INK, PALETTE, figure
 
@@ -74,8 +74,13 @@ def draw_curves(curves: Sequence[Curve], ylabel: str, log: bool = False) -> Figu
         colour, dashes = PALETTE[curve.style % len(PALETTE)], DASHES[curve.style // len(PALETTE) % len(DASHES)]
         marker = "o" if curve.marked or len(curve.steps) == 1 else None
         ax.plot(curve.steps[keep], curve.values[keep], dashes, color=colour, lw=1.5, marker=marker, ms=4)
-    if log and all(value > 0 for curve in curves for value in curve.values):
+    values = [value for curve in curves for value in curve.values]
+    if log and min(values) > 0:
         ax.set_yscale("log")
+        if max(values) < 30 * min(values):  # plain numbers; powers of ten would be too few
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
     finish(ax, "optimizer steps", ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return fig

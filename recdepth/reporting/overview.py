@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from recdepth.settings import shown
+
 from .charts import DASHES
 from .html import Cell, Chart, Key, Table, Tile, duration, number, render
 from .page import comparison_chart, comparison_table, metric_chart, reproduce, write_report
-from .runs import RunFolder, flat, higher_is_better, is_run_folder, read_run
+from .runs import RunFolder, flat, higher_is_better, is_run_folder, overridden, read_run
 from .style import PALETTE
 from .sweep_page import SweepView, is_sweep_folder, view_sweep
 
@@ -96,9 +98,9 @@ def write_sweep_report(folder: Path | str) -> Path:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as many as tell them apart."""
+    """The last parts of paths, two or as many as tell them apart."""
     parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts), default=1) + 1):
+    for count in range(2, max(map(len, parts), default=1) + 1):
         names = ["/".join(p[-count:]) for p in parts]
         if len(set(names)) == len(names):
             return names
@@ -106,11 +108,21 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def differences(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs: by key, a value a run ("" where a run lacks it)."""
+    """Settings that are not the same in all the runs that have them, those of the command line first.
+
+    Returns:
+        by key, a value a run; "" where a run lacks the key, as one of sample.py lacks those of training.
+    """
     settings = [dict(flat(run.config)) for run in runs]
-    keys = list(dict.fromkeys(key for one in settings for key in one if not key.startswith(_IGNORED)))
-    shown = {key: [_shown(one.get(key)) for one in settings] for key in keys}
-    return {key: values for key, values in shown.items() if len(set(values)) > 1}
+    given = [key for run in runs for key in overridden(run.overrides)]
+    keys = dict.fromkeys([*given, *(key for one in settings for key in one)])
+    found = {}
+    for key in keys:
+        values = [shown(one[key]) if key in one else "" for one in settings]
+        own = {value for value, one in zip(values, settings, strict=True) if key in one}
+        if len(own) > 1 and not key.startswith(_IGNORED) and not key.endswith("._target_"):
+            found[key] = values
+    return found
 
 
 def runs_table(overview: Overview, base: Path) -> Table:
@@ -122,16 +134,17 @@ def runs_table(overview: Overview, base: Path) -> Table:
     best = {name: _best(runs, name) for name in metrics}
     rows = []
     for i, run in enumerate(runs):
-        cells = [Cell(overview.labels[i], link=_link(run, base)), Cell(state=run.status.state)]
+        cells = [Cell(overview.labels[i], link=_link(run, base)), Cell(state=run.status.state, kind="text")]
         cells += [Cell(differing[key][i], kind="text") for key in keys]
         for name in metrics:
             value = run.last(name)
-            cells.append(Cell(number(value), value, "best" if value is not None and value == best[name] else ""))
+            cells.append(Cell(number(value), value, "best" if best[name] is not None and value == best[name] else ""))
         rows.append([*cells, Cell(duration(run.seconds), run.seconds)])
     notes = ["Metrics: the last value of each. Marked: the best of its column. A click on a head sorts."]
     if len(differing) > MOST_KEYS:
-        rest = ", ".join(islice(differing, MOST_KEYS, None))
-        notes.append(f"{len(differing)} settings differ; not shown: {rest}.")
+        rest = ", ".join(islice(differing, MOST_KEYS, 2 * MOST_KEYS))
+        more = len(differing) - 2 * MOST_KEYS
+        notes.append(f"{len(differing)} settings differ; not shown: {rest}{f' and {more} more' if more > 0 else ''}.")
     return Table("Runs", ["run", "status", *keys, *metrics, "time"], rows, notes, range(2 + len(keys)))
 
 
@@ -140,7 +153,7 @@ def failures_table(overview: Overview, base: Path) -> Table | None:
     rows = [
         [
             Cell(label, link=_link(run, base)),
-            Cell(state=run.status.state),
+            Cell(state=run.status.state, kind="text"),
             Cell(run.status.error or "", kind="text wrap"),
         ]
         for run, label in zip(overview.runs, overview.labels, strict=True)
@@ -150,8 +163,9 @@ def failures_table(overview: Overview, base: Path) -> Table | None:
 
 
 def _contents(overview: Overview, base: Path) -> dict[str, Any]:
-    runs = overview.runs[:MOST_CURVES]
-    labels = overview.labels[:MOST_CURVES]
+    trained = [(label, run) for label, run in zip(overview.labels, overview.runs, strict=True) if run.steps]
+    labels = [label for label, _ in trained[:MOST_CURVES]]
+    runs = [run for _, run in trained[:MOST_CURVES]]
     wanted = [("train/loss", "nats per token", True), ("val/loss", "nats per token", True)]
     wanted += [("train/token_accuracy", "share", False), ("train/lr", "learning rate", False)]
     wanted += [("train/tokens_per_second", "tokens per second", False)]
@@ -160,23 +174,27 @@ def _contents(overview: Overview, base: Path) -> dict[str, Any]:
     return {
         "title": overview.title,
         "lead": _lead(overview),
-        "summary": _summary(overview),
+        "summary": summary(overview),
         "sweeps": overview.sweeps,
         "sweep_tables": [sweep.table(base) for sweep in overview.sweeps],
         "sweep_links": [os.path.relpath(sweep.path, base) for sweep in overview.sweeps],
         "runs": runs_table(overview, base),
-        "folded": bool(overview.sweeps) and not _alone(overview),
+        "folded": bool(overview.sweeps) and not alone(overview),
         "failures": None if overview.sweeps else failures_table(overview, base),
         "keys": [Key(label, i) for i, label in enumerate(labels)] if charts else [],
         "charts": charts,
-        "left_out": len(overview.runs) - len(runs),
+        "left_out": len(trained) - len(runs),
         "comparisons": [(label, *_compared(run)) for label, run in compared],
-        "commands": [(label, text) for label, run in _alone(overview) if (text := reproduce(run))],
-        "problems": [f"{label}: {p}" for label, run in zip(labels, runs, strict=True) for p in run.problems],
+        "commands": [(label, text) for label, run in alone(overview) if (text := reproduce(run))],
+        "problems": [
+            f"{label}: {problem}"
+            for label, run in zip(overview.labels, overview.runs, strict=True)
+            for problem in run.problems
+        ],
     }
 
 
-def _alone(overview: Overview) -> list[tuple[str, RunFolder]]:
+def alone(overview: Overview) -> list[tuple[str, RunFolder]]:
     """The runs that belong to no sweep, by label."""
     jobs = {view.job.folder.resolve() for sweep in overview.sweeps for view in sweep.jobs}
     named = zip(overview.labels, overview.runs, strict=True)
@@ -187,13 +205,14 @@ def _compared(run: RunFolder) -> tuple[Table, Chart]:
     return comparison_table(run.comparison), comparison_chart(run.comparison)
 
 
-def _summary(overview: Overview) -> list[Tile]:
+def summary(overview: Overview) -> list[Tile]:
+    """How many runs, how they ended, the best metrics, and all their time."""
     states = [run.status.state for run in overview.runs]
     planned = sum(job.run is None for sweep in overview.sweeps for job in sweep.jobs)
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     tiles = [Tile("runs", number(len(states) + planned), f"{planned} not started" if planned else "")]
     tiles += [Tile(state, number(count)) for state, count in counts.items() if state != "unknown"]
-    ids = {run.wandb_id for run in overview.runs if run.wandb_id}
+    ids = {run.wandb.id for run in overview.runs if run.wandb is not None}
     tiles += [Tile("W&B runs", number(len(ids)))] if ids else []
     for name in _metrics_shown(overview.runs)[:2]:
         value = _best(overview.runs, name)
@@ -221,7 +240,9 @@ def _metrics_shown(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _best(runs: Sequence[RunFolder], name: str) -> float | None:
-    values, higher = [v for run in runs if (v := run.last(name)) is not None], higher_is_better(name)
+    """The best last value; runs that did not come to their end do not count."""
+    done = [run for run in runs if run.status.state in ("finished", "unknown")]
+    values, higher = [v for run in done if (v := run.last(name)) is not None], higher_is_better(name)
     if len(values) < 2 or higher is None:
         return None
     return max(values) if higher else min(values)
@@ -236,10 +257,6 @@ def _out_of_date(folder: Path) -> bool:
 
 def _link(run: RunFolder, base: Path) -> str:
     return Path(os.path.relpath(run.path / "report.html", base)).as_posix()
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _title(names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ SAMPLES_SHOWN, SAMPLES_KEPT = 6, 60
 _MACHINE = ("started", "device", "threads", "platform", "python", "torch", "lightning", "transformers", "git_commit")
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str, title: str | None = None) -> Path:
     """Write ``report.html`` into the folder of a training or sampling run, however far the run got.
 
     Everything is inside the one file, so that it can be sent around. What the folder does not hold is left out; what
@@ -29,6 +29,7 @@ def write_report(run_dir: Path | str) -> Path:
 
     Args:
         run_dir: a run folder.
+        title: of the page; None: made from the folder's name.
 
     Returns:
         the path of the page.
@@ -38,7 +39,7 @@ def write_report(run_dir: Path | str) -> Path:
     """
     run = read_run(run_dir)
     path = run.path / "report.html"
-    path.write_text(render("run.html.jinja", **_contents(run)), encoding="utf-8")
+    path.write_text(render("run.html.jinja", **_contents(run, title)), encoding="utf-8")
     return path
 
 
@@ -58,9 +59,9 @@ def write_pictures(run_dir: Path | str) -> list[Path]:
     return found
 
 
-def _contents(run: RunFolder) -> dict[str, Any]:
+def _contents(run: RunFolder, title: str | None) -> dict[str, Any]:
     samples = [_sample(s) for s in reversed(run.samples[-SAMPLES_KEPT:])]
-    title = f"{run.config.get('task_name', 'run')} {'/'.join(run.path.resolve().parts[-2:])}"
+    title = title or f"{run.config.get('task_name', 'run')} {'/'.join(run.path.resolve().parts[-2:])}"
     wavefront = run.path / "wavefront.png"
     return {
         "title": title,
@@ -92,7 +93,7 @@ def _lead(run: RunFolder) -> str:
     parts += [str(facts["device"])] if "device" in facts else []
     parts += [f"tags: {', '.join(map(str, config['tags']))}"] if config.get("tags") else []
     parts += [f"seed {config['seed']}"] if "seed" in config else []
-    parts += [f"W&B run {run.wandb_id}"] if run.wandb_id else []
+    parts += [f"W&B run {run.wandb.id}"] if run.wandb is not None else []
     return " · ".join(parts)
 
 

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from .curves import read_metrics, series
 from .status import Status, read_status
+from .wandb_run import FILE, WandbRun, wandb_run_of
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class RunFolder:
         records: of ``metrics.jsonl``.
         samples: of ``samples.jsonl``.
         comparison: rows of ``comparison.json``.
-        wandb_id: of its W&B run.
+        wandb: its W&B run.
         problems: files that are there and cannot be read, each with the reason.
     """
 
@@ -45,7 +46,7 @@ class RunFolder:
     records: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     comparison: list[dict[str, Any]] = field(default_factory=list)
-    wandb_id: str | None = None
+    wandb: WandbRun | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -118,7 +119,6 @@ def read_run(folder: Path | str) -> RunFolder:
     overrides = read(".hydra/overrides.yaml", _yaml, None, list)
     if overrides is None:
         overrides = [word for word in provenance.get("command", []) if "=" in word]
-    wandb_run: dict[str, Any] = read("wandb_run.json", _json, {}, dict)
     return RunFolder(
         folder,
         config=read(".hydra/config.yaml", _yaml, {}, dict),
@@ -128,7 +128,7 @@ def read_run(folder: Path | str) -> RunFolder:
         records=_dictionaries(read("metrics.jsonl", read_metrics, [], list)),
         samples=_dictionaries(read("samples.jsonl", read_metrics, [], list)),
         comparison=_dictionaries(read("comparison.json", _json, [], list)),
-        wandb_id=wandb_run.get("id"),
+        wandb=read(FILE, lambda path: wandb_run_of(path.parent), None, WandbRun),
         problems=problems,
     )
 

@@ -66,7 +66,7 @@ class SweepView:
         for job in [*ranked(self.sweep), *self.sweep.unfinished]:
             run = runs.get(job.folder)
             name = Cell(f"job {job.status.job}", job.status.job, link=_link(job, base) if run is not None else None)
-            cells = [name, Cell(state=job.status.state)]
+            cells = [name, Cell(state=job.status.state, kind="text")]
             cells += [Cell(number(job.settings.get(key)), job.settings.get(key)) for key in keys]
             for metric in names:
                 value = job.metrics.get(metric)

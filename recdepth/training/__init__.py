@@ -6,7 +6,7 @@ from .loggers import MetricsFile, wandb_logger
 from .module import TrainingModule
 from .optimizers import MuonAdamW, parameter_groups
 from .schedules import Constant, Cosine, Schedule, WarmupStableDecay
-from .wandb_runs import KeepWandbRun, WandbRun, wandb_run_of, wandb_run_of_checkpoint
+from .wandb_runs import KeepWandbRun, wandb_run_of_checkpoint
 
 __all__ = [
     "Comparison",
@@ -25,10 +25,8 @@ __all__ = [
     "StopOnCtrlC",
     "Throughput",
     "TrainingModule",
-    "WandbRun",
     "WarmupStableDecay",
     "parameter_groups",
     "wandb_logger",
-    "wandb_run_of",
     "wandb_run_of_checkpoint",
 ]

@@ -1,11 +1,7 @@
-"""Which W&B run a training run is: kept in the run folder and in its checkpoints, so that resuming continues it."""
+"""Keeping which W&B run a training run is, in the run folder and in its checkpoints, so that resuming continues it."""
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-FILE = "wandb_run.json"
-
-
-@dataclass(frozen=True)
-class WandbRun:
-    """A W&B run and the folders that hold it.
-
-    Offline, W&B starts a further folder whenever a run goes on; they are one run, by the id that they share.
-
-    Attributes:
-        id: of the run, unique in its project.
-        project, entity: where it is; entity None is the user's own.
-        folders: offline folders, oldest first; absolute. Empty for a run that was only online.
-    """
-
-    id: str
-    project: str
-    entity: str | None = None
-    folders: tuple[Path, ...] = ()
-
-    def sync_command(self) -> str:
-        """The command that uploads the run: all its offline folders that are still there, oldest first."""
-        here = [os.path.relpath(folder) for folder in self.folders if folder.is_dir()]
-        return shlex.join(["wandb", "sync", *here])
-
-    def write(self, run_folder: Path) -> None:
-        """Write ``wandb_run.json``; folders are relative to it, so that outputs may be moved as a whole."""
-        facts = {"id": self.id, "project": self.project, "entity": self.entity}
-        folders = [os.path.relpath(folder, run_folder) for folder in self.folders]
-        (run_folder / FILE).write_text(json.dumps({**facts, "folders": folders}, indent=2) + "\n", encoding="utf-8")
-
-    def state(self) -> dict[str, Any]:
-        """As plain types, for a checkpoint."""
-        facts = {"id": self.id, "project": self.project, "entity": self.entity}
-        return {**facts, "folders": [str(folder) for folder in self.folders]}
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any], base: Path) -> WandbRun:
-        """The inverse of :meth:`state`; relative folders are relative to ``base``."""
-        folders = tuple(Path(os.path.normpath(base.absolute() / folder)) for folder in state["folders"])
-        return cls(state["id"], state["project"], state["entity"], folders)
-
-
-def wandb_run_of(run_folder: Path) -> WandbRun | None:
-    """The W&B run that a run folder was logged to; None if to none."""
-    path = run_folder / FILE
-    if not path.is_file():
-        return None
-    return WandbRun.of_state(json.loads(path.read_text(encoding="utf-8")), run_folder)
+from recdepth.reporting import WandbRun, wandb_run_of
 
 
 def wandb_run_of_checkpoint(path: Path) -> WandbRun | None:

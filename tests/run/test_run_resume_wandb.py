@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from wandb.proto.wandb_internal_pb2 import Record
 
 from recdepth import run
-from recdepth.training import wandb_run_of, wandb_run_of_checkpoint
-from recdepth.training.wandb_runs import FILE
+from recdepth.reporting import wandb_run_of
+from recdepth.reporting.wandb_run import FILE
+from recdepth.training import wandb_run_of_checkpoint
 
 STEPS = ["logger=wandb", "callbacks=checkpoint", "trainer.limit_val_batches=1", "data.validation_items=16"]
 STEPS += ["trainer.log_every_n_steps=1"]
