@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-
-from .charts import svg
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,19 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its title and the key to its lines."""
+    """A figure with its title and the key to its lines.
+
+    Attributes:
+        wide: scrolls inside its own box where the window is narrow.
+        light: on light paper always, for colours that mean something and would not show on dark.
+    """
 
     title: str
     svg: Markup
     keys: Sequence[Key] = ()
     note: str | None = None
     wide: bool = False
+    light: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def moment(iso: str) -> str:
+    """A time as one reads it, to the minute; text that is none stays as it is."""
+    try:
+        return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return iso
+
+
 def text_cells(*texts: Any) -> list[Cell]:
     """Plain cells; numbers sort by their full value."""
     return [Cell(number(t), t if isinstance(t, float) else None) for t in texts]
@@ -134,6 +147,3 @@ def _page() -> _Page:
     except PackageNotFoundError:  # run from a checkout that is not installed
         release = ""
     return _Page(Markup(style), Markup(script), f"sha256-{digest}", release)
-
-
-__all__ = ["Cell", "Chart", "Key", "Table", "Tile", "duration", "number", "picture", "render", "svg", "text_cells"]

@@ -12,7 +12,7 @@ from typing import Any
 from recdepth.settings import shown
 
 from .charts import DASHES
-from .html import Cell, Chart, Key, Table, Tile, duration, number, render
+from .html import Cell, Chart, Key, Table, Tile, duration, moment, number, render
 from .page import comparison_chart, comparison_table, metric_chart, reproduce, write_report
 from .runs import RunFolder, flat, higher_is_better, is_run_folder, overridden, read_run
 from .style import PALETTE
@@ -224,7 +224,7 @@ def summary(overview: Overview) -> list[Tile]:
 
 
 def _lead(overview: Overview) -> str:
-    started = sorted(str(run.provenance["started"]) for run in overview.runs if "started" in run.provenance)
+    started = sorted(moment(str(run.provenance["started"])) for run in overview.runs if "started" in run.provenance)
     when = f"{started[0]} to {started[-1]}" if len(started) > 1 else "".join(started)
     devices = dict.fromkeys(str(run.provenance["device"]) for run in overview.runs if "device" in run.provenance)
     return " · ".join(part for part in (when, ", ".join(devices)) if part)

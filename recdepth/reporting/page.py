@@ -14,7 +14,7 @@ from recdepth.evaluation import wilson_interval
 from .charts import CHART_SIZE, Curve, draw_curves, svg
 from .comparison import draw_comparison, table_cells
 from .curves import draw_depth_loss, plot_depth_loss, plot_training_curves, series
-from .html import Cell, Chart, Key, Table, Tile, duration, number, picture, render, text_cells
+from .html import Cell, Chart, Key, Table, Tile, duration, moment, number, picture, render, text_cells
 from .runs import RunFolder, overridden, read_run
 
 SAMPLES_SHOWN, SAMPLES_KEPT = 6, 60
@@ -89,7 +89,7 @@ def _contents(run: RunFolder, title: str | None) -> dict[str, Any]:
 def _lead(run: RunFolder) -> str:
     """One line: what was run, on what, when."""
     config, facts = run.config, run.provenance
-    parts = [str(facts["started"])] if "started" in facts else []
+    parts = [moment(str(facts["started"]))] if "started" in facts else []
     parts += [str(facts["device"])] if "device" in facts else []
     parts += [f"tags: {', '.join(map(str, config['tags']))}"] if config.get("tags") else []
     parts += [f"seed {config['seed']}"] if "seed" in config else []

@@ -96,7 +96,7 @@ def view_sweep(folder: Path | str) -> SweepView:
     charts = []
     for title, draw in _PICTURES.items():
         if (figure := svg(draw, sweep, label=f"{title} of sweep {sweep.name}")) is not None:
-            charts.append(Chart(title, figure, wide=True))
+            charts.append(Chart(title, figure, wide=True, light=draw is plot_parallel))
     return SweepView(sweep, jobs, charts)
 
 
