@@ -233,7 +233,7 @@ def _lead(overview: Overview) -> str:
 def _metrics_shown(runs: Sequence[RunFolder]) -> list[str]:
     """The metric that each run optimized, losses, and test accuracies and speeds: what some run has of them."""
     logged = {name for run in runs for name in run.metric_names()}
-    optimized = [str(run.config.get("optimized_metric")) for run in runs]
+    optimized = [name for run in runs for name in run.optimized]
     tests = sorted(n for n in logged if n.startswith(("test/accuracy/", "test/tokens_per_second/")))
     wanted = dict.fromkeys([*optimized, "val/loss", "train/loss", *tests, "train/tokens_per_second"])
     return [name for name in wanted if name in logged]

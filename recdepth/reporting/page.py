@@ -104,10 +104,7 @@ def summary(run: RunFolder) -> list[Tile]:
         done, wanted = run.steps
         tiles.append(Tile("steps", number(done), f"of {number(wanted)}" if wanted and wanted != done else ""))
     shown = ["train/loss", "val/loss", *(n for n in run.metric_names() if n.startswith("test/accuracy/"))]
-    name = run.config.get("optimized_metric")
-    if isinstance(name, str) and name not in shown and run.last(name) is not None:
-        shown.append(name)
-    for name in shown:
+    for name in dict.fromkeys([*shown, *run.optimized]):
         last, best = run.last(name), run.best(name)
         if last is not None:
             accuracy = name.startswith(("test/accuracy", "val/accuracy"))

@@ -50,6 +50,12 @@ class RunFolder:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def optimized(self) -> list[str]:
+        """The names of the metrics that the run is compared by."""
+        names = self.config.get("optimized_metric")
+        return [str(name) for name in (names if isinstance(names, list) else [names]) if name is not None]
+
+    @property
     def seconds(self) -> float | None:
         """Of the whole run or, where it did not come to its end, up to the last metrics."""
         if self.status.seconds is not None:
