@@ -75,10 +75,10 @@ def draw_curves(curves: Sequence[Curve], ylabel: str, log: bool = False) -> Figu
         marker = "o" if curve.marked or len(curve.steps) == 1 else None
         ax.plot(curve.steps[keep], curve.values[keep], dashes, color=colour, lw=1.5, marker=marker, ms=4)
     values = [value for curve in curves for value in curve.values]
-    if log and min(values) > 0:
+    if log and 0 < 10 * min(values) <= max(values):
         ax.set_yscale("log")
-        if max(values) < 30 * min(values):  # plain numbers; powers of ten would be too few
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        if max(values) < 100 * min(values):  # plain numbers; powers of ten would be too few
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
     finish(ax, "optimizer steps", ylabel)

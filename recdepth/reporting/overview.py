@@ -243,7 +243,7 @@ def _best(runs: Sequence[RunFolder], name: str) -> float | None:
     """The best last value; runs that did not come to their end do not count."""
     done = [run for run in runs if run.status.state in ("finished", "unknown")]
     values, higher = [v for run in done if (v := run.last(name)) is not None], higher_is_better(name)
-    if len(values) < 2 or higher is None:
+    if higher is None or len(set(values)) < 2:
         return None
     return max(values) if higher else min(values)
 

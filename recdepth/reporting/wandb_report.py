@@ -68,9 +68,7 @@ def _login() -> Any:
     remedy = f"run `wandb login --host {host}`, or set WANDB_API_KEY (a key is at {host}/authorize)"
     try:
         if not wandb.login(prompt=False, verify=True):
-            raise ConfigError(
-                [f"push=true: not logged in to W&B at {host}: {remedy}, then give the same command again"]
-            )
+            raise ConfigError([f"push=true: not logged in to W&B at {host}: {remedy}; then the same command again"])
         return wandb.Api()
     except wandb.Error as error:
         raise ConfigError([f"push=true: {' '.join(str(error).split())} ({host}): {remedy}"]) from error
