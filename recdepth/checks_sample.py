@@ -23,7 +23,7 @@ SAMPLE_KEYS: dict[str, Any] = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), float),
     "device": str,
     "allocator": bool,
-    **dict.fromkeys(("trace", "stream"), bool),
+    **dict.fromkeys(("trace", "stream", "report"), bool),
     "tags": list[str],
     "logger": dict | None,
     **dict.fromkeys(("paths", "sampler"), dict),

@@ -104,6 +104,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def rank() -> int:
+    """Of this process among those of a distributed run; 0 is the one that writes."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
+
+
 @rank_zero_only
 def prepare_run_folder(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> None:
     """Make the run folder; ``.hydra/`` gets the configuration (unless Hydra put it there) and ``provenance.json``."""

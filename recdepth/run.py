@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,11 +23,20 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import write_report
+from .reporting import WandbRun, recorded, wandb_run_of, write_pictures, write_report
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
-from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
+from .training import (
+    Export,
+    KeepWandbRun,
+    MetricsFile,
+    StepAxis,
+    StopOnCtrlC,
+    Throughput,
+    TrainingModule,
+    wandb_run_of_checkpoint,
+)
 from .training.callbacks.export import export_model
 from .training.loggers import log_image, log_model
 from .watching import Watch, log_samples
@@ -48,7 +63,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run_dir)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
-    with lifecycle.closing():
+    with _reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, data)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
@@ -57,7 +72,25 @@ def train(cfg: DictConfig) -> float | None:
             return None  # the first process has the metrics, writes the report and gives the result
         _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
-        return checks.optimized_metric(cfg, metrics.latest)
+        status["metric"] = checks.optimized_metric(cfg, metrics.latest)
+        return status["metric"]
+
+
+@contextmanager
+def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
+    """Keep the run's status while the block runs and, whatever ended it, write the report in the end."""
+    if lifecycle.rank():  # the first process keeps both
+        yield {}
+        return
+    try:
+        with recorded(folder) as status:
+            yield status
+    finally:
+        if report:
+            try:
+                log.info("Report: %s", write_report(folder))
+            except OSError as error:  # a full disk must not hide how the run ended
+                log.error("The report could not be written to %s: %s", folder, error)
 
 
 def _check_resume(cfg: DictConfig) -> None:
@@ -89,13 +122,40 @@ def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
 
 
 def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Trainer:
-    callbacks: list[lightning.Callback] = [Throughput(), StopOnCtrlC()]
+    callbacks: list[lightning.Callback] = [Throughput(), StepAxis(), StopOnCtrlC()]
     callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
     callbacks.append(Export(folder / "model", data.tokenizer))
-    loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
+    continued = _continued(cfg, folder)
+    callbacks.append(KeepWandbRun(folder, continued))
+    known = {"id": continued.id} if continued is not None else {}
+    loggers: list[Logger] = [checks.build(cfg, "logger", **known)] if cfg.get("logger") else []
     loggers.append(MetricsFile(folder / "metrics.jsonl"))
     progress = "progress" in (cfg.get("callbacks") or {})
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
+
+
+def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
+    """The W&B run that goes on when a run is resumed; None for one of its own.
+
+    Jobs of a sweep that start from the same checkpoint are branches, each a run of its own; only a job that goes on in
+    its own folder is the run it was.
+    """
+    logger: Any = cfg.get("logger") or {}
+    if cfg.resume is None or not logger.get("continue_run") or "WANDB_RUN_ID" in os.environ:
+        return None
+    checkpoint = checks.checkpoint_path(cfg.resume).absolute()
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and folder.absolute() not in checkpoint.parents:
+        return None
+    known = wandb_run_of_checkpoint(checkpoint)
+    if known is None:
+        return None
+    if (known.project, known.entity) != (logger.project, logger.entity or known.entity):
+        where = f"{known.entity or 'your own'}/{known.project}"
+        log.info("The resumed W&B run %s is in %s: this one, elsewhere, is a new one", known.id, where)
+        return None
+    log.info("Continues the W&B run %s", known.id)
+    return known
 
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
@@ -128,24 +188,29 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
         log.info("Stopped at step %d; the model as it is: %s", trainer.global_step, folder / "model")
         if (folder / "checkpoints").is_dir():
             log.info("To go on: the same command with resume=%s", folder)
+        _say_how_to_sync(folder)
         raise KeyboardInterrupt from stopped
 
 
 def _after_training(
     cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, data: DataModule, folder: Path
 ) -> None:
-    """Compare the samplers if asked to, write the report, hand model and pictures to the loggers."""
+    """Compare the samplers if asked to, draw the pictures, hand them and the model to the loggers."""
     if cfg.compare:
         module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
     log_model(trainer.loggers, folder / "model")
     if cfg.report:
-        page = write_report(folder)
-        for name in ("curves", "depth_loss"):
-            if (folder / f"{name}.png").exists():
-                log_image(trainer.loggers, name, folder / f"{name}.png")
-        log.info("Report: %s", page)
+        for path in write_pictures(folder):
+            log_image(trainer.loggers, path.stem, path)
+    _say_how_to_sync(folder)
     log.info("Run folder: %s", folder)
+
+
+def _say_how_to_sync(folder: Path) -> None:
+    known = wandb_run_of(folder)
+    if known is not None and known.folders:
+        log.info("W&B run %s is offline; to upload it: %s", known.id, known.sync_command())
 
 
 # ---------------------------------------------------------------------------------------------------------- sampling
@@ -176,13 +241,14 @@ def sample(cfg: DictConfig) -> list[str]:
     call["stop_tokens"] = source.stop_tokens
     show(f"{source.path} · {sampler.name} · {source.model.device}")
     watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
-    with lifecycle.closing():
+    with _reported(folder, cfg.report), lifecycle.closing():
         loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
         for logger in loggers:
             settings: Any = OmegaConf.to_container(cfg, resolve=True)
             logger.log_hyperparams({**settings, "run": facts})
         samples, total = _sample_all(watch, cfg.batch_size, [folder, source.run_folder], record)
         show_stats(total)
+        (folder / "stats.json").write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
         log_samples(loggers, total, samples, watch.draw(folder))
     return [sample["text"] for sample in samples]
 

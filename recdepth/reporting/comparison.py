@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -43,6 +44,11 @@ def plot_comparison(rows: Sequence[Row], path: Path | str) -> Path:
         rows: from :func:`recdepth.evaluation.compare`; the first is the reference.
         path: of the PNG.
     """
+    return save(draw_comparison(rows), path)
+
+
+def draw_comparison(rows: Sequence[Row]) -> Figure:
+    """The figure of :func:`plot_comparison`."""
     fig, (ax,) = figure(9.5, 5.2)
     _draw_ar_line(ax, rows)
     colours = iter(PALETTE * (1 + len(rows) // len(PALETTE)))
@@ -75,7 +81,7 @@ def plot_comparison(rows: Sequence[Row], path: Path | str) -> Path:
     ax.set_axisbelow(True)
     fig.legend(loc="outside right center", frameon=False, fontsize=10, labelspacing=0.9)
     fig.suptitle("bars: 95 % intervals", x=0.01, ha="left", fontsize=10, color=INK)
-    return save(fig, path)
+    return fig
 
 
 def print_comparison(rows: Sequence[Row], console: Console | None = None) -> None:

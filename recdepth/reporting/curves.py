@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from .style import PALETTE, figure, save
@@ -84,10 +85,16 @@ def plot_depth_loss(metrics: Path | str, path: Path | str) -> Path:
     Raises:
         ValueError: if the file holds no loss by depth.
     """
-    records = [r for r in read_metrics(metrics) if any(_DEPTH.match(name) for name in r)]
-    if not records:
+    records = read_metrics(metrics)
+    if not any(_DEPTH.match(name) for record in records for name in record):
         raise ValueError(f"{metrics} holds no val/loss_depth_<d>: add the depth_loss callback to the run")
-    fig, (ax,) = figure(7, 4.4)
+    return save(draw_depth_loss(records), path)
+
+
+def draw_depth_loss(records: Iterable[dict[str, Any]], width: float = 7, height: float = 4.4) -> Figure:
+    """The figure of :func:`plot_depth_loss`, of so many inches; records without losses by depth are left out."""
+    records = [r for r in records if any(_DEPTH.match(name) for name in r)]
+    fig, (ax,) = figure(width, height)
     for i, record in enumerate(records):
         found = [(int(m[1]), record[name]) for name in record if (m := _DEPTH.match(name))]
         depths, losses = zip(*sorted(found), strict=True)
@@ -99,7 +106,7 @@ def plot_depth_loss(metrics: Path | str, path: Path | str) -> Path:
     ax.set_yscale("log")
     ax.set_ylabel("validation loss (nats per token)")
     _finish(ax, "recurrences")
-    return save(fig, path)
+    return fig
 
 
 def _finish(ax: Axes, xlabel: str) -> None:

@@ -1,11 +1,12 @@
 """Training: wiring and logging only. The maths is in models, objectives and sampling."""
 
-from .callbacks import Curriculum, DepthLoss, Export, Progress, SamplerEvaluation, StopOnCtrlC, Throughput
+from .callbacks import Curriculum, DepthLoss, Export, Progress, SamplerEvaluation, StepAxis, StopOnCtrlC, Throughput
 from .comparison import Comparison
 from .loggers import MetricsFile, wandb_logger
 from .module import TrainingModule
 from .optimizers import MuonAdamW, parameter_groups
 from .schedules import Constant, Cosine, Schedule, WarmupStableDecay
+from .wandb_runs import KeepWandbRun, wandb_run_of_checkpoint
 
 __all__ = [
     "Comparison",
@@ -14,15 +15,18 @@ __all__ = [
     "Curriculum",
     "DepthLoss",
     "Export",
+    "KeepWandbRun",
     "MetricsFile",
     "MuonAdamW",
     "Progress",
     "SamplerEvaluation",
     "Schedule",
+    "StepAxis",
     "StopOnCtrlC",
     "Throughput",
     "TrainingModule",
     "WarmupStableDecay",
     "parameter_groups",
     "wandb_logger",
+    "wandb_run_of_checkpoint",
 ]

@@ -70,19 +70,25 @@ def wandb_logger(
     group: str | None = None,
     job_type: str | None = None,
     tags: Sequence[str] = (),
+    continue_run: bool = True,
+    id: str | None = None,
 ) -> WandbLogger:
-    """A W&B logger with a run of its own; offline needs neither login nor network.
+    """A W&B logger with a run of its own, or with the one that is resumed; offline needs neither login nor network.
 
     Args:
         save_dir: the run folder; W&B writes to ``wandb/`` in it.
         mode: offline keeps the run on disk for ``wandb sync``.
         project, entity, name, group, job_type, tags: as in ``wandb.init``.
+        continue_run: whether a resumed run goes on in its W&B run; False gives it one of its own.
+        id: of the W&B run to go on in; None for a new one.
     """
     logging.getLogger("wandb").setLevel(logging.ERROR)
     wandb.setup(wandb.Settings(silent=True))
     settings = wandb.Settings(silent=True, console="off", x_save_requirements=False)
     kwargs: dict[str, Any] = {"mode": mode, "entity": entity, "group": group, "job_type": job_type}
     kwargs |= {"tags": list(tags), "settings": settings, "reinit": "finish_previous"}
+    # allow: an id that W&B knows is continued; offline it is noted, so that a later sync appends instead of overwriting
+    kwargs |= {"id": id if continue_run else None, "resume": "allow"}
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     return WandbLogger(name=name, save_dir=save_dir, project=project, **kwargs)
 

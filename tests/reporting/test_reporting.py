@@ -18,6 +18,7 @@ from recdepth.reporting import (
     plot_wavefront,
     print_comparison,
     write_comparison,
+    write_pictures,
     write_report,
 )
 from recdepth.sampling import Autoregressive, DiffusionForcing, Trace, TraceStep
@@ -191,22 +192,12 @@ def test_curves_say_what_is_missing(tmp_path: Path) -> None:
         plot_training_curves(path, tmp_path / "x.png")
 
 
-def test_the_page_holds_all_of_a_run_in_one_file(metrics: Path) -> None:
+def test_the_page_holds_the_pictures_of_a_run(metrics: Path) -> None:
     folder = metrics.parent
     write_comparison(ROWS, folder)
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "config.yaml").write_text("model: <small>\n")
-    (folder / "samples.jsonl").write_text(json.dumps({"sampler": "df", "prompt": "1 + 1", "text": "2", "score": 1.0}))
+    assert [path.name for path in write_pictures(folder)] == ["curves.png", "depth_loss.png"]
+    plot_training_curves(metrics, folder / "wavefront.png")
     page = write_report(folder).read_text()
-    assert "model: &lt;small&gt;" in page
-    assert "1 + 1\n→ 2" in page
-    assert page.count("data:image/png;base64,") == 3  # comparison, curves, loss by depth; there is no wavefront
-    assert 'src="http' not in page
-    assert "<td>98.0 (96.0-99.0)</td>" in page
-
-
-def test_the_page_of_a_bare_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="metrics.jsonl"):
-        write_report(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "lr": 0.1}\n')
-    assert "<h1>Run" in write_report(tmp_path).read_text()
+    assert page.count("data:image/png;base64,") == 1  # the wavefront; all else is drawn anew
+    assert page.count("<svg") == 4  # comparison, loss, accuracy, loss by depth
+    assert "98.0 (96.0-99.0)</td>" in page
