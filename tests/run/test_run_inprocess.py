@@ -111,8 +111,25 @@ def test_complaints_at_the_call_are_not_keyed_as_the_samplers(sample, monkeypatc
 
 def test_only_the_first_process_reports(tiny, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lightning.Trainer, "is_global_zero", False)
+    monkeypatch.setattr(lifecycle, "rank", lambda: 1)
     assert run.train(tiny(*STEPS, "report=true", "compare=true")) is None
     assert not (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "status.json").exists()
+
+
+@pytest.mark.parametrize(("error", "state"), [(FloatingPointError("nan"), "failed"), (KeyboardInterrupt(), "interrupted")])
+def test_a_run_that_breaks_off_says_so_in_its_folder(tiny, tmp_path, monkeypatch, error, state) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "_after_training", broken)
+    with pytest.raises(type(error)):
+        run.train(tiny(*STEPS, "report=true"))
+    status = read_status(tmp_path / "run")
+    assert (status.state, status.error) == (state, "FloatingPointError: nan" if state == "failed" else None)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f">{state}</span>" in page
+    assert ("FloatingPointError: nan" in page) == (state == "failed")
 
 
 def test_a_comparison_runs_on_the_trainers_device(tiny, monkeypatch) -> None:
