@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from .checks_sweep import goals, listed, on_error
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
-from .settings import ConfigError, Findings, keyed
+from .settings import ConfigError, Findings, keyed, suggest
 from .sources import DTYPES, run_folder
 
 SAMPLE_KEYS: dict[str, Any] = {
@@ -24,7 +25,11 @@ SAMPLE_KEYS: dict[str, Any] = {
     "device": str,
     "allocator": bool,
     "trace": bool,
-    **dict.fromkeys(("paths", "sampler"), dict),
+    "tags": list[str],
+    "optimized_metric": str | list[str] | None,
+    "optimized_direction": str | list[str],
+    **dict.fromkeys(("paths", "sweep", "sampler"), dict),
+    "logger": dict | None,
 }
 
 
@@ -94,6 +99,22 @@ def _there_is_a_gpu(cfg: DictConfig) -> Iterator[str]:
         yield f"device={cfg.device} is unknown; take auto, cpu, cuda or cuda:<number>"
 
 
+#: What sample.py writes to ``metrics.jsonl``; accuracy where the prompts are held-out items.
+SAMPLE_METRICS = (
+    "accuracy",
+    "tokens_per_second",
+    "recurrences_per_token",
+    "core_passes_per_token",
+    "token_passes_per_token",
+)
+
+
+def _known_metric(cfg: DictConfig) -> Iterator[str]:
+    for name in listed(cfg.optimized_metric):
+        if name not in SAMPLE_METRICS:
+            yield f"optimized_metric={name} is not logged by sample.py{suggest(name, SAMPLE_METRICS)}"
+
+
 _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "num_prompts": within("num_prompts", 1),
     "batch_size": within("batch_size", 1),
@@ -102,4 +123,7 @@ _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "run_dir": _one_source,
     "dtype": _known_dtype,
     "device": _there_is_a_gpu,
+    "optimized_metric": _known_metric,
+    "optimized_direction": goals,
+    "sweep": on_error,
 }

@@ -17,7 +17,7 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import WavefrontGrid, plot_wavefront, write_report
+from .reporting import WavefrontGrid, plot_wavefront, read_metrics, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
@@ -27,12 +27,14 @@ from .training.loggers import log_image, log_model
 
 log = logging.getLogger(__name__)
 
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError)  # of a checkpoint
 
-def train(cfg: DictConfig) -> float | None:
+
+def train(cfg: DictConfig) -> float | list[float | None] | None:
     """Train a model as configured; everything about the run ends up in its folder.
 
     Returns:
-        the metric named by ``optimized_metric``, or None when that is null.
+        the metric named by ``optimized_metric``, a list for a list of names, or None when that is null.
 
     Raises:
         ConfigError: before any work, naming every setting that is wrong.
@@ -41,6 +43,7 @@ def train(cfg: DictConfig) -> float | None:
     lifecycle.quiet()
     data = checks.check_train(cfg)
     _check_resume(cfg)
+    _go_on(cfg)
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -66,10 +69,25 @@ def _check_resume(cfg: DictConfig) -> None:
     path = checks.checkpoint_path(cfg.resume)
     try:
         step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
     if 0 < cfg.trainer.max_steps <= step:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}"])
+
+
+def _go_on(cfg: DictConfig) -> None:
+    """A job of a sweep that is started again in its folder goes on from its own last checkpoint."""
+    folder = Path(cfg.paths.run_dir)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if cfg.resume is not None or lifecycle.sweep_folder() is None or not checkpoint.is_file():
+        return
+    try:
+        step = int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except _UNREADABLE:  # killed while it was written
+        log.warning("%s cannot be read: the job starts from the beginning", checkpoint)
+        return
+    cfg.resume = str(folder)
+    log.info("Goes on from its checkpoint at step %d", step)
 
 
 def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
@@ -91,10 +109,17 @@ def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Train
     callbacks: list[lightning.Callback] = [Throughput(), StopOnCtrlC()]
     callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
     callbacks.append(Export(folder / "model", data.tokenizer))
-    loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
-    loggers.append(MetricsFile(folder / "metrics.jsonl"))
+    loggers = _loggers(cfg, folder)
     progress = "progress" in (cfg.get("callbacks") or {})
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The chosen logger and ``metrics.jsonl``, last; jobs of a sweep are a group of its name, unless one is given."""
+    sweep = lifecycle.sweep_folder()
+    group = {"group": sweep.name} if sweep is not None and (cfg.get("logger") or {}).get("group", "") is None else {}
+    chosen: list[Logger] = [checks.build(cfg, "logger", **group)] if cfg.get("logger") else []
+    return [*chosen, MetricsFile(folder / "metrics.jsonl")]
 
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
@@ -154,7 +179,7 @@ def sample(cfg: DictConfig) -> list[str]:
     """Sample as configured: print texts and statistics, and append them to ``samples.jsonl``.
 
     Returns:
-        the texts.
+        the texts; what ``optimized_metric`` names: :func:`sample_metric`.
 
     Raises:
         ConfigError: naming every setting that is wrong.
@@ -172,6 +197,7 @@ def sample(cfg: DictConfig) -> list[str]:
     new_tokens = cfg.max_new_tokens or max(1, min(source.max_new_tokens, room))
     show(f"{source.path} · {sampler.name} · {source.model.device}")
     texts, total, trace = [], SampleStats(), Trace() if cfg.trace else None
+    scores: list[float] = []
     for begin in range(0, len(source.prompts), cfg.batch_size):
         prompts = source.prompts[begin : begin + cfg.batch_size]
         try:
@@ -190,6 +216,7 @@ def sample(cfg: DictConfig) -> list[str]:
         for prompt, tokens in zip(prompts, result.tokens, strict=True):
             texts.append(source.decode(tokens))
             score = prompt.score(tokens) if prompt.score is not None else None
+            scores += [score] if score is not None else []
             show_sample(prompt, texts[-1], score)
             record = {
                 "sampler": sampler.name,
@@ -202,11 +229,37 @@ def sample(cfg: DictConfig) -> list[str]:
             append_jsonl([folder, source.run_folder], record)
         total = total.add(result.stats)
     show_stats(total)
+    _log_metrics(cfg, folder, total, scores)
     if trace is not None and not WavefrontGrid.possible(trace):
         show("No wavefront: the first token ended the text")
     elif trace is not None:
         show(f"Wavefront: {plot_wavefront(trace, folder / 'wavefront.png', source.decode)}")
     return texts
+
+
+def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
+    """What ``optimized_metric`` names, of the sampling that this run has done; None for what it has not measured."""
+    (*_, metrics) = read_metrics(Path(cfg.paths.run_dir) / "metrics.jsonl")
+    if cfg.optimized_metric is None or isinstance(cfg.optimized_metric, str):
+        return metrics.get(cfg.optimized_metric)
+    return [metrics.get(name) for name in cfg.optimized_metric]
+
+
+def _log_metrics(cfg: DictConfig, folder: Path, stats: SampleStats, scores: list[float]) -> None:
+    """Accuracy (of held-out items), speed and work, to ``metrics.jsonl`` and the logger."""
+    tokens = max(stats.new_tokens, 1)
+    metrics = {
+        **({"accuracy": sum(scores) / len(scores)} if scores else {}),
+        "tokens_per_second": stats.tokens_per_second,
+        "recurrences_per_token": stats.recurrences_per_token,
+        "core_passes_per_token": stats.core_passes / tokens,
+        "token_passes_per_token": stats.token_passes / tokens,
+    }
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    with lifecycle.closing():
+        for logger in _loggers(cfg, folder):
+            logger.log_hyperparams(settings)
+            logger.log_metrics(metrics, step=0)
 
 
 def _problems(error: ValueError) -> list[str]:

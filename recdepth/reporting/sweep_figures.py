@@ -35,7 +35,7 @@ class _Scale:
 def plot_metric_by_key(sweep: Sweep) -> Figure | None:
     """The first optimized metric against each swept key, one panel a key; None with nothing to draw.
 
-    Each point is a finished job; bars mark the medians of the jobs with the same value, joined where the key is a number.
+    Each point is a finished job; bars are medians of the jobs with the same value, joined where the key is a number.
     """
     metric, jobs = sweep.metrics[0] if sweep.metrics else "", _with(sweep.finished, sweep.metrics[:1])
     keys = _varied(sweep.swept, jobs)[:_KEYS]
