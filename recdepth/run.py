@@ -226,7 +226,7 @@ def sample(cfg: DictConfig) -> list[str]:
                 "model": str(source.path),
             }
             record |= {"prompt": prompt.text, "text": texts[-1], "answer": prompt.answer, "score": score}
-            append_jsonl([folder, source.run_folder], record)
+            append_jsonl([folder, None if lifecycle.sweep_folder() else source.run_folder], record)
         total = total.add(result.stats)
     show_stats(total)
     _log_metrics(cfg, folder, total, scores)

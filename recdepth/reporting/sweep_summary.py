@@ -46,11 +46,11 @@ def print_sweep(sweep: Sweep, console: Console | None = None) -> None:
     table.add_column("job", justify="right")
     table.add_column("state", no_wrap=True)
     keys = sweep.swept
-    for key in keys:
-        table.add_column(key, overflow="fold")
+    for key, name in zip(keys, short_names(keys), strict=True):
+        table.add_column(name, overflow="fold")
     for name in sweep.metrics:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right")
+    table.add_column("s", justify="right", no_wrap=True)
     best = ranked(sweep)
     for job in [*best[:_MOST], *sweep.unfinished]:
         table.add_row(*_cells(job, keys, sweep.metrics))
@@ -68,6 +68,16 @@ def print_sweep(sweep: Sweep, console: Console | None = None) -> None:
     if sweep.unfinished:
         command = f"python {sweep.program}.py sweep.resume={shlex.quote(str(sweep.folder))}"
         console.print(f"To run what has not finished: {command}", soft_wrap=True, highlight=False)
+
+
+def short_names(keys: list[str]) -> list[str]:
+    """The last parts of dotted keys, as many as tell them apart."""
+    parts = [key.split(".") for key in keys]
+    names = []
+    for own in parts:
+        length = next(n for n in range(1, len(own) + 1) if n == len(own) or sum(p[-n:] == own[-n:] for p in parts) == 1)
+        names.append(".".join(own[-length:]))
+    return names
 
 
 def _cells(job: Job, keys: list[str], metrics: list[str]) -> list[str | Text]:
