@@ -226,8 +226,8 @@ def _not_validated(cfg: DictConfig) -> Iterator[str]:
 
 def _unknown_metric(cfg: DictConfig) -> Iterator[str]:
     known = _metrics(cfg)
-    for name in listed(cfg.optimized_metric) if known is not None else []:
-        if not any(re.fullmatch(pattern, name) for pattern in known.values()):
+    for name in listed(cfg.optimized_metric):
+        if known is not None and not any(re.fullmatch(pattern, name) for pattern in known.values()):
             yield f"optimized_metric={name} is not logged by this run{suggest(name, known)}"
 
 

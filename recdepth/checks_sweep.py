@@ -14,12 +14,13 @@ from .settings import suggest
 
 _PLUGINS = "hydra_plugins.recdepth_plugins"
 _OWN = f"{_PLUGINS}.local.LocalLauncher"
-#: What each of our plugins for other people's software needs: a module, and the extra that brings it.
+_SWEEPS = '-c constraints.txt -e ".[sweeps]"'
+#: What the plugins for other people's software need: a module, and how to install it.
 _EXTRAS = {
-    f"{_PLUGINS}.optuna.OptunaSweeper": ("hydra_plugins.hydra_optuna_sweeper", "sweeps"),
-    f"{_PLUGINS}.submitit.LocalLauncher": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
-    f"{_PLUGINS}.submitit.SlurmLauncher": ("hydra_plugins.hydra_submitit_launcher", "sweeps"),
-    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": ("hydra_plugins.hydra_ray_launcher", "ray"),
+    f"{_PLUGINS}.optuna.OptunaSweeper": ("hydra_plugins.hydra_optuna_sweeper", _SWEEPS),
+    f"{_PLUGINS}.submitit.LocalLauncher": ("hydra_plugins.hydra_submitit_launcher", _SWEEPS),
+    f"{_PLUGINS}.submitit.SlurmLauncher": ("hydra_plugins.hydra_submitit_launcher", _SWEEPS),
+    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": ("hydra_plugins.hydra_ray_launcher", '-e ".[ray]"'),
 }
 SWEEP_KEYS = {"name": str, "on_error": str, "resume": str | None}
 
@@ -67,7 +68,7 @@ def launching(config: DictConfig) -> Iterator[str]:
         module, extra = _EXTRAS.get(target, ("hydra", ""))
         if find_spec(module) is None:
             choice = hydra.runtime.choices.get(f"hydra/{group}")
-            yield f'hydra/{group}={choice} needs an extra: pip install -c constraints.txt -e ".[{extra}]"'
+            yield f"hydra/{group}={choice} needs an extra: pip install {extra}"
     if config.sweep.on_error == "stop" and launcher != _OWN:
         yield (
             "sweep.on_error=stop: this launcher hands all jobs over at once and cannot hold any back; take"

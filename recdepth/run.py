@@ -240,9 +240,10 @@ def sample(cfg: DictConfig) -> list[str]:
 def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
     """What ``optimized_metric`` names, of the sampling that this run has done; None for what it has not measured."""
     (*_, metrics) = read_metrics(Path(cfg.paths.run_dir) / "metrics.jsonl")
-    if cfg.optimized_metric is None or isinstance(cfg.optimized_metric, str):
-        return metrics.get(cfg.optimized_metric)
-    return [metrics.get(name) for name in cfg.optimized_metric]
+    wanted = cfg.optimized_metric
+    if wanted is None or isinstance(wanted, str):
+        return None if wanted is None else metrics.get(wanted)
+    return [metrics.get(name) for name in wanted]
 
 
 def _log_metrics(cfg: DictConfig, folder: Path, stats: SampleStats, scores: list[float]) -> None:

@@ -40,7 +40,7 @@ class GridSweeper(BasicSweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         planned: Sequence[PlannedJob] = plan_of(loader, self.config, jobs)
         if OmegaConf.select(self.config, "sweep.resume") is not None:
-            same_jobs(folder, read_jobs(folder), planned)
+            planned = same_jobs(folder, read_jobs(folder), planned)
         write_plan(folder, planned)
         waiting = unfinished(folder, planned)
         log.info("%s: %d jobs, %d to run", folder, len(planned), len(waiting))

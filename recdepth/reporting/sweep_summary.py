@@ -46,7 +46,7 @@ def print_sweep(sweep: Sweep, console: Console | None = None) -> None:
     table.add_column("job", justify="right")
     table.add_column("state", no_wrap=True)
     keys = sweep.swept
-    for key, name in zip(keys, short_names(keys), strict=True):
+    for name in short_names(keys):
         table.add_column(name, overflow="fold")
     for name in sweep.metrics:
         table.add_column(name, justify="right", no_wrap=True)

@@ -109,7 +109,7 @@ def _by_name(names: Sequence[str], result: Any) -> dict[str, float]:
     return {name: float(v) for name, v in zip(names, values, strict=True) if isinstance(v, (int, float))}
 
 
-def _failure(error: BaseException) -> dict[str, str]:
+def _failure(error: BaseException) -> dict[str, Any]:
     text = "; ".join(error.problems) if isinstance(error, ConfigError) else str(error)
     first = re.sub(r"\s+", " ", text.strip().splitlines()[0]) if text.strip() else ""
     line = f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -50,29 +50,36 @@ def resumed(folder: Path, program: str, given: Sequence[str]) -> list[str]:
     return ["-m", *{**kept, **now}.values(), f"sweep.resume={_quoted(folder)}", f"hydra.sweep.dir={_quoted(folder)}"]
 
 
-def same_jobs(folder: Path, before: Sequence[PlannedJob], now: Sequence[PlannedJob]) -> None:
-    """Check that a resumed sweep still has the jobs it had; a configuration file may have changed.
+def same_jobs(folder: Path, before: Sequence[PlannedJob], now: Sequence[PlannedJob]) -> Sequence[PlannedJob]:
+    """The jobs of a resumed sweep as they were planned; a configuration file may have changed since.
 
     Raises:
-        ConfigError: naming the jobs that have not.
+        ConfigError: naming the jobs that are no longer the same.
     """
-    known = {job.job: job.overrides for job in before}
+    if not before:
+        return now
+    known = {job.job: _what(job) for job in before}
     problems = [
-        f"sweep.resume={folder}: job {job.job} was {' '.join(known[job.job])!r} and is now {' '.join(job.overrides)!r};"
+        f"sweep.resume={folder}: job {job.job} was {' '.join(known[job.job])!r} and is now {' '.join(_what(job))!r};"
         " start a new sweep, or put the configuration back"
         for job in now
-        if job.job in known and known[job.job] != job.overrides
+        if job.job in known and known[job.job] != _what(job)
     ]
-    if before and len(before) != len(now):
+    if len(before) != len(now):
         problems.append(f"sweep.resume={folder}: {len(before)} jobs have become {len(now)}; start a new sweep")
     if problems:
         raise ConfigError(problems)
+    return before
 
 
 def unfinished(folder: Path, jobs: Iterable[PlannedJob]) -> list[PlannedJob]:
     """The jobs that have not finished."""
     statuses = {job.job: read_status(folder / job.folder) for job in jobs}
     return [job for job in jobs if (status := statuses[job.job]) is None or status.state != "finished"]
+
+
+def _what(job: PlannedJob) -> list[str]:
+    return [override for override in job.overrides if not _only_how(_key(override))]
 
 
 def _key(override: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -46,6 +47,7 @@ class Search(OptunaSweeperImpl):
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         if self.storage is not None:
             self.n_trials = self._remainder()
         try:
@@ -63,6 +65,7 @@ class Search(OptunaSweeperImpl):
             storage=self.storage, study_name=self.study_name, directions=self._get_directions(), load_if_exists=True
         )
         retired: list[int] = study.system_attrs.get(_RETIRED, [])
+        assert self.config is not None
         again = OmegaConf.select(self.config, "sweep.resume") is not None
         for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.FAIL)):
             values = self._result(trial) if trial.state == TrialState.RUNNING else None
