@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +30,10 @@ from .sweeps.resume import resumed
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 _SWEEP = {"-m", "--multirun"}
+_GRIDS = {
+    "hydra_plugins.recdepth_plugins.grid.GridSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+}
 _SEARCHES = {
     "hydra_plugins.recdepth_plugins.optuna.OptunaSweeper",
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
@@ -124,8 +126,7 @@ def _jobs(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[list
     sweeper = config.hydra.sweeper
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parsed = {o.get_key_element(): o for o in parser.parse_overrides([*params, *overrides])}
-    kind = get_object(sweeper._target_) if find_spec(str(sweeper._target_).rsplit(".", 1)[0]) else None
-    if isinstance(kind, type) and issubclass(kind, BasicSweeper):
+    if sweeper._target_ in _GRIDS:
         (jobs,) = BasicSweeper.split_arguments(list(parsed.values()), None)
         return config, jobs
     if sweeper._target_ not in _SEARCHES:

@@ -25,7 +25,14 @@ def trained(tiny, tmp_path):
 @pytest.fixture
 def sample(composed, trained):
     def go(*overrides, folder="sampled"):
-        settings = [f"run_dir={trained}", "num_prompts=1", "sampler.num_steps=4", "max_new_tokens=3", *overrides]
+        settings = [
+            "logger=none",
+            f"run_dir={trained}",
+            "num_prompts=1",
+            "sampler.num_steps=4",
+            "max_new_tokens=3",
+            *overrides,
+        ]
         return run.sample(composed(*settings, name="sample", folder=folder))
 
     return go
@@ -43,6 +50,18 @@ def test_samples_are_recorded_with_all_that_made_them(sample, trained) -> None:
     wanted = {"top_k": 5, "top_p": 1.0, "min_p": 0.0, "temperature": 0.5, "max_new_tokens": 3, "seed": 0}
     assert wanted.items() <= record.items()
     assert record["model"] == str(trained / "model")
+
+
+def test_sampling_returns_and_logs_accuracy_and_speed(composed, trained, tmp_path) -> None:
+    small = ["logger=none", f"run_dir={trained}", "sampler.num_steps=4", "max_new_tokens=3", "num_prompts=3"]
+    cfg = composed(*small, name="sample", folder="sampled")
+    run.sample(cfg)
+    accuracy, speed = run.sample_metric(cfg)
+    (logged,) = [json.loads(line) for line in (tmp_path / "sampled" / "metrics.jsonl").open()]
+    assert (logged["accuracy"], logged["tokens_per_second"]) == (accuracy, speed)
+    assert 0 <= accuracy <= 1 and speed > 0
+    cfg.optimized_metric = "core_passes_per_token"
+    assert run.sample_metric(cfg) == logged["core_passes_per_token"] > 0
 
 
 def test_sampling_takes_the_tokenizer_beside_the_model(sample, monkeypatch) -> None:
