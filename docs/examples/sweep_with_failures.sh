@@ -4,9 +4,9 @@
 set -uo pipefail
 sweep=outputs/train/multiruns/failures
 rm -rf "$sweep"
-# Job 3 cannot make its folder of checkpoints, job 7 not that of its model: files of these names are in the way.
+# Jobs 3 and 7 cannot make their folders of checkpoints: files of that name are in the way.
 mkdir -p "$sweep/3" "$sweep/7"
-touch "$sweep/3/checkpoints" "$sweep/7/model"
+touch "$sweep/3/checkpoints" "$sweep/7/checkpoints"
 # Job 5 is killed as soon as it trains.
 (
   until [ -s "$sweep/5/metrics.jsonl" ]; do sleep 0.2; done
@@ -23,7 +23,7 @@ rm -f "$sweep/3/checkpoints"
 python train.py sweep.resume="$sweep"
 echo "exit code $?"
 echo "W&B runs: $(count)"
-rm -f "$sweep/7/model"
+rm -f "$sweep/7/checkpoints"
 python train.py sweep.resume="$sweep"
 echo "exit code $?"
 echo "W&B runs: $(count)"

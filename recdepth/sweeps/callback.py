@@ -24,6 +24,7 @@ from ..settings import ConfigError
 from .plan import begin_plan, number_of, objectives
 
 _open: list[Path] = []  # the sweep folder of this process, until its summary is made
+_closed: list[Sweep] = []  # and what the summary was made of
 
 
 class SweepRecords(Callback):
@@ -33,6 +34,7 @@ class SweepRecords(Callback):
         self._began = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _closed.clear()
         _open[:] = [begin_plan(config)]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -62,13 +64,16 @@ class SweepRecords(Callback):
 
 
 def finish() -> Sweep | None:
-    """Make the summary of this process's sweep, once: the table, ``sweep.csv``, the pictures; None if there is none."""
-    if not _open:
-        return None
-    sweep = read_sweep(_open.pop())
-    if sweep.jobs:
-        summarize(sweep)
-    return sweep
+    """Make the summary of this process's sweep, once: the table, ``sweep.csv``, the pictures.
+
+    Returns:
+        the sweep as it ended; None if this process ran none.
+    """
+    if _open:
+        _closed[:] = [read_sweep(_open.pop())]
+        if _closed[0].jobs:
+            summarize(_closed[0])
+    return _closed[0] if _closed else None
 
 
 def started(folder: Path, job: int, overrides: Sequence[str]) -> None:
