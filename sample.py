@@ -16,10 +16,11 @@ from recdepth.entry import launch, user_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
-def main(cfg: DictConfig) -> None:
-    """Sample as configured."""
+def main(cfg: DictConfig) -> float | list[float | None] | None:
+    """Sample as configured; returns the metrics named by optimized_metric."""
     with user_errors():
         run.sample(cfg)
+        return run.sample_metric(cfg)
 
 
 if __name__ == "__main__":

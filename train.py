@@ -16,7 +16,7 @@ from recdepth.entry import launch, user_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig) -> float | list[float | None] | None:
     """Train as configured; returns the metric named by optimized_metric."""
     with user_errors():
         return run.train(cfg)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import lifecycle
 from .checks_sample import check_sample
+from .checks_sweep import goals, listed, on_error
 from .data import DataModule, Split
 from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -28,7 +29,8 @@ TRAIN_KEYS: dict[str, Any] = {
     "task_name": str,
     "seed": int,
     "tags": list[str],
-    "optimized_metric": str | None,
+    "optimized_metric": str | list[str] | None,
+    "optimized_direction": str | list[str],
     "resume": str | None,
     "compile": bool,
     "compare": bool,
@@ -36,7 +38,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "allocator": bool,
     "evaluation": dict,
     "comparison": dict,
-    **dict.fromkeys(("paths", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
+    **dict.fromkeys(("paths", "sweep", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
     **dict.fromkeys(("callbacks", "logger"), dict | None),
 }
 
@@ -62,12 +64,16 @@ def check_train(cfg: DictConfig) -> DataModule:
     return data
 
 
-def optimized_metric(cfg: DictConfig, metrics: Mapping[str, float]) -> float | None:
-    """The metric that the run returns; None, with a warning, when the run did not log it."""
-    name = cfg.optimized_metric
-    if name is not None and name not in metrics:
-        log.warning("optimized_metric=%s was not logged by this run%s", name, suggest(name, metrics))
-    return None if name is None else metrics.get(name)
+def optimized_metric(cfg: DictConfig, metrics: Mapping[str, float]) -> float | list[float | None] | None:
+    """The metric that the run returns, or the list of them; None, with a warning, for one that it did not log."""
+    names = listed(cfg.optimized_metric)
+    for name in names:
+        if name not in metrics:
+            log.warning("optimized_metric=%s was not logged by this run%s", name, suggest(name, metrics))
+    values = [metrics.get(name) for name in names]
+    if not names:
+        return None
+    return values[0] if isinstance(cfg.optimized_metric, str) else values
 
 
 def checkpoint_path(resume: str) -> Path:
@@ -210,18 +216,19 @@ def _too_long(cfg: DictConfig) -> Iterator[str]:
 
 
 def _not_validated(cfg: DictConfig) -> Iterator[str]:
-    name = cfg.optimized_metric
-    if name and name.startswith(("val/", "test/")) and not cfg.trainer.limit_val_batches:
-        yield (
-            f"optimized_metric={name} needs validation, but trainer.limit_val_batches=0; raise it, or set"
-            " optimized_metric=train/loss"
-        )
+    for name in listed(cfg.optimized_metric):
+        if name.startswith(("val/", "test/")) and not cfg.trainer.limit_val_batches:
+            yield (
+                f"optimized_metric={name} needs validation, but trainer.limit_val_batches=0; raise it, or set"
+                " optimized_metric=train/loss"
+            )
 
 
 def _unknown_metric(cfg: DictConfig) -> Iterator[str]:
-    name, known = cfg.optimized_metric, _metrics(cfg)
-    if name is not None and known is not None and not any(re.fullmatch(pattern, name) for pattern in known.values()):
-        yield f"optimized_metric={name} is not logged by this run{suggest(name, known)}"
+    known = _metrics(cfg)
+    for name in listed(cfg.optimized_metric):
+        if known is not None and not any(re.fullmatch(pattern, name) for pattern in known.values()):
+            yield f"optimized_metric={name} is not logged by this run{suggest(name, known)}"
 
 
 def _metrics(cfg: DictConfig) -> dict[str, str] | None:
@@ -284,6 +291,8 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("data.sequence_length", "model.max_position_embeddings"): _too_long,
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
     ("optimized_metric", "callbacks", "objective"): _unknown_metric,
+    ("optimized_metric", "optimized_direction"): goals,
+    ("sweep",): on_error,
     ("resume",): _no_checkpoint,
     ("seed",): within("seed", 0, SEEDS),
     ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from .checks_sweep import goals, listed, on_error
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
-from .settings import ConfigError, Findings, keyed
+from .settings import ConfigError, Findings, keyed, suggest
 from .sources import DTYPES, run_folder
 
 SAMPLE_KEYS: dict[str, Any] = {
@@ -26,7 +27,9 @@ SAMPLE_KEYS: dict[str, Any] = {
     **dict.fromkeys(("trace", "stream", "report"), bool),
     "tags": list[str],
     "logger": dict | None,
-    **dict.fromkeys(("paths", "sampler"), dict),
+    **dict.fromkeys(("paths", "sweep", "sampler"), dict),
+    "optimized_metric": str | list[str] | None,
+    "optimized_direction": str | list[str],
 }
 
 
@@ -101,6 +104,22 @@ def _one_at_a_time(cfg: DictConfig) -> Iterator[str]:
         yield f"batch_size={cfg.batch_size}: stream=true shows one prompt at a time; set batch_size=1 or stream=false"
 
 
+#: What sample.py writes to ``metrics.jsonl``; accuracy where the prompts are held-out items.
+SAMPLE_METRICS = (
+    "accuracy",
+    "tokens_per_second",
+    "recurrences_per_token",
+    "core_passes_per_token",
+    "token_passes_per_token",
+)
+
+
+def _known_metric(cfg: DictConfig) -> Iterator[str]:
+    for name in listed(cfg.optimized_metric):
+        if name not in SAMPLE_METRICS:
+            yield f"optimized_metric={name} is not logged by sample.py{suggest(name, SAMPLE_METRICS)}"
+
+
 _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "num_prompts": within("num_prompts", 1),
     "batch_size": within("batch_size", 1),
@@ -110,4 +129,7 @@ _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "dtype": _known_dtype,
     "device": _there_is_a_gpu,
     "stream": _one_at_a_time,
+    "optimized_metric": _known_metric,
+    "optimized_direction": goals,
+    "sweep": on_error,
 }

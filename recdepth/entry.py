@@ -15,6 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,10 +23,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import lifecycle
 from .checks import check_sample, check_train
+from .checks_sweep import launching
 from .settings import ConfigError
+from .sweeps import finish
+from .sweeps.resume import resumed
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 _SWEEP = {"-m", "--multirun"}
+_GRIDS = {
+    "hydra_plugins.recdepth_plugins.grid.GridSweeper",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+}
+_SEARCHES = {
+    "hydra_plugins.recdepth_plugins.optuna.OptunaSweeper",
+    "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
+}
 _CHECKS: dict[str, Callable[[DictConfig], Any]] = {"train": check_train, "sample": check_sample}
 
 
@@ -39,18 +51,22 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
         text_keys: keys whose values are free text, so that they need no quotes of Hydra's.
 
     Returns:
-        the exit code: 0, 2 for a mistake in the configuration (explained on stderr), 130 after Ctrl-C.
+        the exit code: 0, 1 for a sweep with jobs that have not finished, 2 for a mistake in the configuration
+        (explained on stderr), 130 after Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, not to Hydra's own printer
-    arguments = sys.argv[1:]
-    if not _sweeping(arguments):
-        sys.argv[1:] = [_quoted(a, text_keys) for a in arguments]
+    sweep = None
     try:
+        arguments = _resuming(config_name, sys.argv[1:])
+        sys.argv[1:] = arguments if _sweeping(arguments) else [_quoted(a, text_keys) for a in arguments]
         if _sweeping(arguments) and (found := sweep_problems(config_dir, config_name, arguments)):
-            print(ConfigError(found), file=sys.stderr)
-            return USER_ERROR
-        main()
-    except ConfigError:  # of a job of a multirun, which has printed it
+            raise ConfigError(found)
+        try:
+            main()
+        finally:
+            sweep = finish()  # however it ended
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -58,7 +74,7 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
         problems = list(composition_problems(config_dir, config_name, sys.argv[1:]))
         print(ConfigError(problems or [_first_lines(error)]), file=sys.stderr)
         return USER_ERROR
-    return 0
+    return FAILED if sweep is not None and sweep.unfinished else 0
 
 
 @contextmanager
@@ -67,16 +83,17 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        print(error, file=sys.stderr)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # this job's failure: the others still run
+            raise  # this job's failure, which the sweep reports: the others still run
+        print(error, file=sys.stderr)
         raise SystemExit(USER_ERROR) from None  # Hydra lets it pass, and adds nothing
 
 
 def sweep_problems(config_dir: Path, config_name: str, arguments: list[str]) -> list[str]:
     """What is wrong with the jobs of a multirun, each problem behind the choices that have it.
 
-    Empty where Hydra alone can tell the jobs: with a sweeper of another kind, flags, or overrides that do not fit.
+    A search has no list of jobs: the ends and choices of each searched key are tried, one key at a time. Empty where
+    Hydra alone can tell the jobs: with a sweeper of another kind, flags, or overrides that do not fit.
     """
     overrides = [a for a in arguments if a not in _SWEEP]
     if any(a.startswith("-") for a in overrides):
@@ -86,7 +103,9 @@ def sweep_problems(config_dir: Path, config_name: str, arguments: list[str]) -> 
     found: dict[str, list[str]] = {}
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            jobs = _jobs(config_name, overrides)
+            config, jobs = _jobs(config_name, overrides)
+            if general := list(launching(config)):
+                return general
             fixed = set(jobs[0]).intersection(*jobs) if jobs else set()
             for number, job in enumerate(jobs):
                 for problem in _job_problems(config_name, job, number):
@@ -99,16 +118,33 @@ def sweep_problems(config_dir: Path, config_name: str, arguments: list[str]) -> 
     return everywhere + [f"{c}: {p}" for p, choices in found.items() if p not in everywhere for c in choices]
 
 
-def _jobs(config_name: str, overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job, as Hydra's basic sweeper makes them; none with another sweeper."""
+def _jobs(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[list[str]]]:
+    """The multirun's configuration, and the overrides of jobs that stand for all: of each, for a grid."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     plain = [o.input_line for o in parser.parse_overrides(overrides) if not o.is_sweep_override() and o.input_line]
-    sweeper = compose(config_name, overrides=plain, return_hydra_config=True).hydra.sweeper
-    if not str(sweeper._target_).endswith(".BasicSweeper"):
-        return []
-    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *overrides]), None)
-    return jobs
+    config = compose(config_name, overrides=plain, return_hydra_config=True)
+    sweeper = config.hydra.sweeper
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = {o.get_key_element(): o for o in parser.parse_overrides([*params, *overrides])}
+    if sweeper._target_ in _GRIDS:
+        (jobs,) = BasicSweeper.split_arguments(list(parsed.values()), None)
+        return config, jobs
+    if sweeper._target_ not in _SEARCHES:
+        return config, []
+    choices = [[f"{key}={value}" for value in _ends(override)] for key, override in parsed.items()]
+    first = [values[0] for values in choices]
+    changed = [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(choices) for v in values[1:]]
+    return config, [first, *changed]
+
+
+def _ends(override: Override) -> list[str]:
+    """The values of a searched key that bound the others: all choices, or both ends of an interval."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
 
 
 def _job_problems(config_name: str, job: list[str], number: int) -> list[str]:
@@ -125,6 +161,16 @@ def _job_problems(config_name: str, job: list[str], number: int) -> list[str]:
     except ConfigError as error:
         return error.problems
     return []
+
+
+def _resuming(config_name: str, arguments: list[str]) -> list[str]:
+    """The command line, or with ``sweep.resume=<folder>`` that of the sweep there."""
+    given = [a for a in arguments if a not in _SWEEP]
+    wanted = [a for a in given if a.partition("=")[0] == "sweep.resume"]
+    if not wanted or wanted[-1] == "sweep.resume=null":
+        return arguments
+    folder = Path(str(OverridesParser.create().parse_override(wanted[-1]).value()))
+    return resumed(folder, config_name, [a for a in given if a not in wanted])
 
 
 def composition_problems(config_dir: Path, config_name: str, arguments: list[str]) -> Iterator[str]:

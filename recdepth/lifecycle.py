@@ -21,6 +21,8 @@ from typing import Any
 import lightning
 import torch
 import transformers
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,6 +68,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # a resumed run has a folder of its own
     warnings.filterwarnings("ignore", ".*The `srun` command is available.*")
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the sweep that this run is a job of; None for a run of its own."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
 
 
 def git_state() -> dict[str, Any]:

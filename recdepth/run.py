@@ -23,7 +23,7 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
-from .reporting import WandbRun, recorded, wandb_run_of, write_pictures, write_report
+from .reporting import WandbRun, read_metrics, recorded, wandb_run_of, write_pictures, write_report
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
@@ -43,12 +43,14 @@ from .watching import Watch, log_samples
 
 log = logging.getLogger(__name__)
 
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError)  # of a checkpoint
 
-def train(cfg: DictConfig) -> float | None:
+
+def train(cfg: DictConfig) -> float | list[float | None] | None:
     """Train a model as configured; everything about the run ends up in its folder.
 
     Returns:
-        the metric named by ``optimized_metric``, or None when that is null.
+        the metric named by ``optimized_metric``, a list for a list of names, or None when that is null.
 
     Raises:
         ConfigError: before any work, naming every setting that is wrong.
@@ -57,6 +59,7 @@ def train(cfg: DictConfig) -> float | None:
     lifecycle.quiet()
     data = checks.check_train(cfg)
     _check_resume(cfg)
+    _go_on(cfg)
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -100,10 +103,25 @@ def _check_resume(cfg: DictConfig) -> None:
     path = checks.checkpoint_path(cfg.resume)
     try:
         step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
     if 0 < cfg.trainer.max_steps <= step:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}"])
+
+
+def _go_on(cfg: DictConfig) -> None:
+    """A job of a sweep that is started again in its folder goes on from its own last checkpoint."""
+    folder = Path(cfg.paths.run_dir)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if cfg.resume is not None or lifecycle.sweep_folder() is None or not checkpoint.is_file():
+        return
+    try:
+        step = int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except _UNREADABLE:  # killed while it was written
+        log.warning("%s cannot be read: the job starts from the beginning", checkpoint)
+        return
+    cfg.resume = str(folder)
+    log.info("Goes on from its checkpoint at step %d", step)
 
 
 def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
@@ -127,9 +145,7 @@ def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Train
     callbacks.append(Export(folder / "model", data.tokenizer))
     continued = _continued(cfg, folder)
     callbacks.append(KeepWandbRun(folder, continued))
-    known = {"id": continued.id} if continued is not None else {}
-    loggers: list[Logger] = [checks.build(cfg, "logger", **known)] if cfg.get("logger") else []
-    loggers.append(MetricsFile(folder / "metrics.jsonl"))
+    loggers = _loggers(cfg, folder, **({"id": continued.id} if continued is not None else {}))
     progress = "progress" in (cfg.get("callbacks") or {})
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
 
@@ -156,6 +172,14 @@ def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
         return None
     log.info("Continues the W&B run %s", known.id)
     return known
+
+
+def _loggers(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
+    """The chosen logger and ``metrics.jsonl``, last; jobs of a sweep are a group of its name, unless one is given."""
+    sweep = lifecycle.sweep_folder()
+    group = {"group": sweep.name} if sweep is not None and (cfg.get("logger") or {}).get("group", "") is None else {}
+    chosen: list[Logger] = [checks.build(cfg, "logger", **group, **settings)] if cfg.get("logger") else []
+    return [*chosen, MetricsFile(folder / "metrics.jsonl")]
 
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
@@ -220,7 +244,7 @@ def sample(cfg: DictConfig) -> list[str]:
     """Sample as configured: print texts and statistics, and append them to ``samples.jsonl``.
 
     Returns:
-        the texts.
+        the texts; what ``optimized_metric`` names: :func:`sample_metric`.
 
     Raises:
         ConfigError: naming every setting that is wrong.
@@ -242,13 +266,16 @@ def sample(cfg: DictConfig) -> list[str]:
     show(f"{source.path} · {sampler.name} · {source.model.device}")
     watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
     with _reported(folder, cfg.report), lifecycle.closing():
-        loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
+        loggers = _loggers(cfg, folder)
         for logger in loggers:
             settings: Any = OmegaConf.to_container(cfg, resolve=True)
             logger.log_hyperparams({**settings, "run": facts})
-        samples, total = _sample_all(watch, cfg.batch_size, [folder, source.run_folder], record)
+        samples, total = _sample_all(
+            watch, cfg.batch_size, [folder, None if lifecycle.sweep_folder() else source.run_folder], record
+        )
         show_stats(total)
         (folder / "stats.json").write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
+        _log_metrics(loggers, total, [s["score"] for s in samples if s["score"] is not None])
         log_samples(loggers, total, samples, watch.draw(folder))
     return [sample["text"] for sample in samples]
 
@@ -270,6 +297,29 @@ def _sample_all(
             append_jsonl(folders, samples[-1])
         total = total.add(result.stats)
     return samples, total
+
+
+def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
+    """What ``optimized_metric`` names, of the sampling that this run has done; None for what it has not measured."""
+    (*_, metrics) = read_metrics(Path(cfg.paths.run_dir) / "metrics.jsonl")
+    wanted = cfg.optimized_metric
+    if wanted is None or isinstance(wanted, str):
+        return None if wanted is None else metrics.get(wanted)
+    return [metrics.get(name) for name in wanted]
+
+
+def _log_metrics(loggers: list[Logger], stats: SampleStats, scores: list[float]) -> None:
+    """Accuracy (of held-out items), speed and work, to ``metrics.jsonl`` and the logger."""
+    tokens = max(stats.new_tokens, 1)
+    metrics = {
+        **({"accuracy": sum(scores) / len(scores)} if scores else {}),
+        "tokens_per_second": stats.tokens_per_second,
+        "recurrences_per_token": stats.recurrences_per_token,
+        "core_passes_per_token": stats.core_passes / tokens,
+        "token_passes_per_token": stats.token_passes / tokens,
+    }
+    for logger in loggers:
+        logger.log_metrics(metrics, step=0)
 
 
 def _problems(error: ValueError) -> list[str]:

@@ -58,9 +58,8 @@ def push(overview: Overview, project: str | None, entity: str | None, sync: bool
 
 def _login() -> Any:
     try:
-        import wandb_workspaces.reports.v2  # noqa: F401
-
         import wandb
+        import wandb_workspaces.reports.v2  # noqa: F401
     except ModuleNotFoundError as error:
         remedy = 'pip install -c constraints.txt -e ".[reports]"'
         raise ConfigError([f"push=true needs {error.name}, which is not installed: {remedy}"]) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recdepth import load_model, load_tokenizer
+from recdepth.reporting.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["model=tiny", "model.hidden_size=32", "model.mean_recurrence=2", "debug=fdr"]
@@ -71,12 +72,19 @@ def test_four_jobs_have_four_folders_and_four_wandb_runs(command, tmp_path) -> N
         "trainer.log_every_n_steps=1",
     ]
     sweep += ["callbacks.sampler_evaluation.samplers.autoregressive.num_steps=4", "data.validation_items=8"]
+    sweep += ["hydra/launcher=pool", "sweep.name=four"]
     result = command("train.py", *sweep)
     assert result.returncode == 0, result.stderr
     jobs = sorted(p for p in (tmp_path / "outputs").glob("train/multiruns/*/*") if p.is_dir())
     assert [job.name for job in jobs] == ["0", "1", "2", "3"]
     ids = [path.stem for job in jobs for path in job.glob("wandb/offline-run-*/*.wandb")]
     assert len(ids) == len(set(ids)) == 4
+    logged = [path.read_bytes() for job in jobs for path in job.glob("wandb/offline-run-*/*.wandb")]
+    assert all(b"four" in content for content in logged)  # their group
+    found = read_sweep(jobs[0].parent)
+    assert [job.status.state for job in found.jobs] == ["finished"] * 4
+    assert found.swept == ["model", "optimizer.lr"]
+    assert all(job.status.metric["val/loss"] > 0 for job in found.jobs)
     rates = set()
     for job in jobs:
         lines = [json.loads(line) for line in (job / "metrics.jsonl").open()]

@@ -9,16 +9,20 @@ from hydra import compose, initialize_config_dir
 from recdepth import checks, run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+NOT_OF_TRAIN = ("hydra", "paths", "local", "wandb_sweeps")
 GROUPS = {
     group: sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-    for group in sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "paths", "local"))
+    for group in sorted(
+        p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "paths", "local", "wandb_sweeps")
+    )
 }
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
-    ("hparams_search", "basic"): ["hydra.mode=null"],
+    **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
 }
+FOR_SAMPLE = {("hparams_search", "sampler"), ("hparams_search", "sampler_optuna")}
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
 
 
@@ -34,7 +38,11 @@ def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_
         pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("\n\n".join(f"Paragraph number {i} of some text." for i in range(2000)))
-    primary, check = ("sample", checks.check_sample) if group == "sampler" else ("train", checks.check_train)
+    primary, check = (
+        ("sample", checks.check_sample)
+        if group == "sampler" or (group, name) in FOR_SAMPLE
+        else ("train", checks.check_train)
+    )
     cfg = composed(f"{group}={name}", *NEEDS.get((group, name), []), name=primary)
     if (group, name) in ON_GPU and not checks.torch.cuda.is_available():
         with pytest.raises(checks.ConfigError, match="no GPU is visible"):

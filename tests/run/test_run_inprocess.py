@@ -27,7 +27,14 @@ def trained(tiny, tmp_path):
 @pytest.fixture
 def sample(composed, trained):
     def go(*overrides, folder="sampled"):
-        settings = [f"run_dir={trained}", "num_prompts=1", "sampler.num_steps=4", "max_new_tokens=3", *overrides]
+        settings = [
+            "logger=none",
+            f"run_dir={trained}",
+            "num_prompts=1",
+            "sampler.num_steps=4",
+            "max_new_tokens=3",
+            *overrides,
+        ]
         return run.sample(composed(*settings, name="sample", folder=folder))
 
     return go
@@ -93,6 +100,18 @@ def test_samples_are_recorded_with_all_that_made_them(sample, trained) -> None:
     assert record["model"] == str(trained / "model")
 
 
+def test_sampling_returns_and_logs_accuracy_and_speed(composed, trained, tmp_path) -> None:
+    small = ["logger=none", f"run_dir={trained}", "sampler.num_steps=4", "max_new_tokens=3", "num_prompts=3"]
+    cfg = composed(*small, name="sample", folder="sampled")
+    run.sample(cfg)
+    accuracy, speed = run.sample_metric(cfg)
+    (logged,) = [json.loads(line) for line in (tmp_path / "sampled" / "metrics.jsonl").open()]
+    assert (logged["accuracy"], logged["tokens_per_second"]) == (accuracy, speed)
+    assert 0 <= accuracy <= 1 and speed > 0
+    cfg.optimized_metric = "core_passes_per_token"
+    assert run.sample_metric(cfg) == logged["core_passes_per_token"] > 0
+
+
 def test_sampling_takes_the_tokenizer_beside_the_model(sample, monkeypatch) -> None:
     texts = sample()
     monkeypatch.setattr(WordProblems, "build_tokenizer", lambda self: pytest.fail("the run has a tokenizer"))
@@ -117,7 +136,9 @@ def test_only_the_first_process_reports(tiny, tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "run" / "status.json").exists()
 
 
-@pytest.mark.parametrize(("error", "state"), [(FloatingPointError("nan"), "failed"), (KeyboardInterrupt(), "interrupted")])
+@pytest.mark.parametrize(
+    ("error", "state"), [(FloatingPointError("nan"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
 def test_a_run_that_breaks_off_says_so_in_its_folder(tiny, tmp_path, monkeypatch, error, state) -> None:
     def broken(*_: object) -> None:
         raise error

@@ -1,0 +1,86 @@
+"""The default sweeper and the records, in one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recdepth.settings import ConfigError
+from recdepth.sweeps.pool import ProcessPool
+from recdepth.sweeps.resume import resumed
+
+
+def broken(cfg):
+    if cfg.x == 1:
+        raise ValueError("x is 1")
+    return 2.0 * cfg.x, float(cfg.x**2)
+
+
+def test_all_jobs_run_and_the_failing_one_is_named(multirun, capsys) -> None:
+    sweep = multirun(broken, "x=0,1,2", "sweep.name=a")
+    assert [job.status.state for job in sweep.jobs] == ["finished", "failed", "finished"]
+    assert sweep.swept == ["x"]
+    assert sweep.jobs[1].status.error == "ValueError: x is 1"
+    assert "job 1 failed: ValueError: x is 1" in capsys.readouterr().out
+    assert {p.name for p in sweep.folder.glob("*.png")} == {"metric_by_key.png", "parallel.png", "pareto.png"}
+
+
+def test_batches_go_on_after_a_failure_or_stop(multirun) -> None:
+    on = multirun(broken, "x=0,1,2", "sweep.name=on", "hydra.sweeper.max_batch_size=1")
+    off = multirun(broken, "x=0,1,2", "sweep.name=off", "hydra.sweeper.max_batch_size=1", "sweep.on_error=stop")
+    assert [job.status.state for job in on.jobs] == ["finished", "failed", "finished"]
+    assert [job.status.state for job in off.jobs] == ["finished", "failed", "pending"]
+
+
+def test_a_resumed_job_keeps_its_number_its_folder_and_what_it_had_logged(multirun) -> None:
+    ran = []
+
+    def mended(cfg):
+        ran.append(cfg.x)
+        return 0.0, 0.0
+
+    first = multirun(broken, "x=0,1,2,1", "sweep.name=a")
+    Path("sweeps/a/3/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    sweep = multirun(mended, "x=0,1,2,1", "sweep.name=a", "sweep.resume=sweeps/a")
+    assert ran == [1, 1]
+    assert [job.folder.name for job in sweep.jobs] == [job.folder.name for job in first.jobs] == list("0123")
+    assert [job.status.attempt for job in sweep.jobs] == [1, 2, 1, 2]
+    assert Path("sweeps/a/3/metrics.attempt-1.jsonl").exists() and not Path("sweeps/a/3/metrics.jsonl").exists()
+
+
+def test_jobs_that_would_share_a_folder_are_refused(multirun) -> None:
+    with pytest.raises(ConfigError, match=r"hydra.sweep.subdir=same is the folder of jobs 0 and 1"):
+        multirun(broken, "x=0,1", "sweep.name=a", "hydra.sweep.subdir=same")
+
+
+def test_resuming_takes_the_folders_command_and_names_what_disagrees(tmp_path) -> None:
+    command = ["x=1,2", "task=ok", "sweep.name=a", "hydra/launcher=pool"]
+    plan = {"program": "train", "command": command, "metrics": [], "directions": [], "jobs": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    where = f"sweep.resume='{tmp_path}'"
+    assert resumed(tmp_path, "train", [])[:-1] == ["-m", *command, where]
+    assert "hydra/launcher=local" in resumed(tmp_path, "train", [*command[:3], "hydra/launcher=local"])
+    with pytest.raises(ConfigError) as found:
+        resumed(tmp_path, "train", ["x=1,2,3", "y=2"])
+    assert [p.split(";")[0] for p in found.value.problems] == [
+        f"x=1,2,3: the sweep in {tmp_path} was started with x=1,2",
+        f"y=2: the sweep in {tmp_path} was started without it",
+        f"task=ok of the sweep in {tmp_path} is missing",
+    ]
+    with pytest.raises(ConfigError, match=r"is a sweep of train.py"):
+        resumed(tmp_path, "sample", [])
+    with pytest.raises(ConfigError, match=r"holds no sweep.json"):
+        resumed(tmp_path / "elsewhere", "train", [])
+
+
+@pytest.mark.parametrize(
+    ("slots", "threads", "given", "expected"),
+    [(1, None, None, None), (4, None, None, "2"), (4, None, "1", "1"), (4, 3, None, "3"), (16, None, None, "1")],
+)
+def test_cores_are_shared_out(monkeypatch, slots, threads, given, expected) -> None:
+    monkeypatch.setattr("recdepth.sweeps.pool.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    pool = ProcessPool(None, threads, stop_on_error=False, grace_seconds=1)
+    assert pool._environment(slots).get("OMP_NUM_THREADS") == expected
