@@ -9,6 +9,7 @@ import torch
 
 from recdepth import checks, lifecycle, run
 from recdepth.data import WordProblems
+from recdepth.reporting.status import read_status
 from recdepth.sampling import DiffusionForcing
 from recdepth.settings import ConfigError
 from recdepth.training import Comparison
@@ -69,7 +70,9 @@ def test_only_the_first_process_reports(tiny, tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "run" / "status.json").exists()
 
 
-@pytest.mark.parametrize(("error", "state"), [(FloatingPointError("nan"), "failed"), (KeyboardInterrupt(), "interrupted")])
+@pytest.mark.parametrize(
+    ("error", "state"), [(FloatingPointError("nan"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
 def test_a_run_that_breaks_off_says_so_in_its_folder(tiny, tmp_path, monkeypatch, error, state) -> None:
     def broken(*_: object) -> None:
         raise error
