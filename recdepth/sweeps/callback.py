@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ..reporting.overview import write_sweep_report
 from ..reporting.sweep import JobStatus as Status
 from ..reporting.sweep import Sweep, read_status, read_sweep
 from ..reporting.sweep_summary import summarize
@@ -73,6 +74,7 @@ def finish() -> Sweep | None:
         _closed[:] = [read_sweep(_open.pop())]
         if _closed[0].jobs:
             summarize(_closed[0])
+            write_sweep_report(_closed[0].folder)
     return _closed[0] if _closed else None
 
 

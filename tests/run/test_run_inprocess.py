@@ -11,6 +11,7 @@ import wandb
 
 from recdepth import checks, lifecycle, run
 from recdepth.data import WordProblems
+from recdepth.reporting.status import read_status
 from recdepth.sampling import Autoregressive, DiffusionForcing
 from recdepth.settings import ConfigError
 from recdepth.training import Comparison
