@@ -3,6 +3,7 @@
 python sample.py
 python sample.py prompt="Zoe has 4 8 apples ." sampler=diffusion_forcing sampler.inner_steps=1
 python sample.py run_dir=outputs/train/runs/2026-01-01/12-00-00-000000 sampler=adaptive trace=true
+python sample.py experiment=tune_sampler tune.max_loss=0.5
 """
 
 import sys
@@ -11,15 +12,18 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recdepth import run
+from recdepth import run, run_tune
 from recdepth.entry import launch, user_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
-    """Sample as configured."""
+    """Sample as configured, or tune a sampler."""
     with user_errors():
-        run.sample(cfg)
+        if cfg.tune is None:
+            run.sample(cfg)
+        else:
+            run_tune.tune(cfg)
 
 
 if __name__ == "__main__":

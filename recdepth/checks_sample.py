@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from .checks_tune import check_tune
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
 from .settings import ConfigError, Findings, keyed
@@ -25,6 +26,7 @@ SAMPLE_KEYS: dict[str, Any] = {
     "allocator": bool,
     "trace": bool,
     **dict.fromkeys(("paths", "sampler"), dict),
+    **dict.fromkeys(("tune", "data"), dict | None),
 }
 
 
@@ -44,6 +46,10 @@ def check_sample(cfg: DictConfig) -> None:
     _choice(cfg, found)
     if not found.touch("run_dir", "model_path"):
         found.add("run_dir", _source(cfg))
+    if cfg.tune is not None and not found.touch("tune"):
+        check_tune(cfg, found)
+    elif cfg.get("data") is not None and cfg.tune is None:
+        found.add("data", ["data=… is for experiment=tune_sampler; sampling takes the run's own data, or prompt='…'"])
     found.report()
 
 
@@ -73,7 +79,7 @@ def _source(cfg: DictConfig) -> Iterator[str]:
             yield f"model_path={path} holds no model (config.json is missing)"
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists():
         yield f"model_path={path} is not a folder; give a model folder or a hub id such as owner/name"
-    if cfg.prompt is None:
+    if cfg.prompt is None and cfg.tune is None:
         yield f"prompt=null: model_path={path} comes without data; give prompt='…'"
 
 

@@ -5,13 +5,22 @@ from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
 from .intervals import Interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
+from .tune import FinalCheck, Search, Tuner, Tuning
+from .tune_bench import Decoding, ModelBench, TuneLog
 
 __all__ = [
     "CalibrationLook",
+    "Decoding",
     "Evaluation",
     "ExitCalibration",
+    "FinalCheck",
     "Interval",
+    "ModelBench",
+    "Search",
     "Timings",
+    "TuneLog",
+    "Tuner",
+    "Tuning",
     "agreement",
     "calibrate_exit",
     "compare",
