@@ -107,8 +107,8 @@ def _types(kind: type[Sampler], space: Mapping[str, Any], key: str) -> Iterator[
 
 
 def _data(cfg: DictConfig) -> Iterable[str]:
-    if cfg.data is not None:
-        own = "tokenizer" in cfg.data and cfg.data.tokenizer is None
+    if (data := cfg.get("data")) is not None:
+        own = "tokenizer" in data and data.tokenizer is None
         return [] if own and cfg.model_path is not None else attempt(cfg, "data")
     if cfg.model_path is not None and not run_of_model(cfg.model_path):
         return [f"data=null: model_path={cfg.model_path} belongs to no run; name its task, such as data=word_problems"]

@@ -67,6 +67,7 @@ def tune(cfg: DictConfig) -> float | None:
         cfg.seed,
     )
     head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
+    head["measurements_taken_over"] = kept.taken_over
     _run(tuner, head, folder)
     if tuner.winner is None:
         return None
@@ -77,7 +78,8 @@ def tune(cfg: DictConfig) -> float | None:
 
 def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
     """Search and check; whatever ends it, what is known is printed and written."""
-    console, began, done = Console(), time.perf_counter(), False
+    console, done = Console(), False
+    wall, cpu = time.perf_counter(), time.process_time()
     try:
         with progress_bars(console) as progress:
             tuner.run(_announcer(progress))
@@ -85,9 +87,12 @@ def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
     finally:
         facts = tuner.facts()
         print_tuning(facts, console)
-        numbers, picture = write_tuning(facts, {**head, "seconds": time.perf_counter() - began}, folder)
+        head |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        numbers, picture = write_tuning(facts, head, folder)
         log.info("Numbers: %s%s", numbers, f"\nPicture: {picture}" if picture else "")
-        if not done:
+        if done:
+            log.info("\n%s", "\n".join(conclusion(facts)))
+        else:
             log.info("Stopped; to go on: the same command with tune.resume=%s", folder)
 
 
@@ -129,7 +134,7 @@ def _model_and_data(cfg: DictConfig) -> tuple[str, RecurrentDepthForCausalLM, Da
         run = run_folder(cfg.run_dir, Path(cfg.paths.outputs))
         given, folder = override("run_dir", str(run)), run / "model"
         model = load(folder, "run_dir", cfg.device, cfg.dtype)
-    if cfg.data is None:
+    if cfg.get("data") is None:
         assert run is not None
         return given, model, data_of_run(run)
     if "tokenizer" not in cfg.data or cfg.data.tokenizer is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from recdepth.sampling import Sampler
@@ -46,7 +47,7 @@ class Search:
             ("timed_prompts", self.timed_prompts, 1),
         )
         rungs = list(self.rungs)
-        if not rungs or rungs[0] < 1 or any(a >= b for a, b in zip(rungs, rungs[1:], strict=False)):
+        if not rungs or rungs[0] < 1 or any(a >= b for a, b in pairwise(rungs)):
             wrong.append(f"rungs={rungs} must be rising numbers of prompts, such as [16,64,256]")
         if wrong:
             raise ValueError("; ".join(wrong))
@@ -96,8 +97,8 @@ class Tuning:
     """
 
     max_loss: float = 0.5
-    search: Search = Search()
-    check: FinalCheck = FinalCheck()
+    search: Search = field(default_factory=Search)
+    check: FinalCheck = field(default_factory=FinalCheck)
     space: Mapping[str, Space] = field(default_factory=dict)
     compile: bool = False
     name: str = "tuned"

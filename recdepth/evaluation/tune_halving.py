@@ -207,7 +207,7 @@ def confirm(
                 (found.scored.reference, part.reference),
                 (found.scored.same, part.same),
             ):
-                mine += new  # type: ignore[operator]
+                mine += new
             step()
             if found.difference.high < -budget:
                 break
@@ -260,7 +260,7 @@ def _time(alive: Sequence[Tried], bench: Bench, begin: int, end: int, announce: 
 
 def _best(alive: Sequence[Tried], count: int) -> list[Tried]:
     """The best ``count`` by layers, in their old order; the others' fate is noted."""
-    rest, best = list(alive), []
+    rest, best = list(alive), list[Tried]()
     while rest and len(best) < count:
         front = [rest[i] for i in pareto_front([(one.speed, one.closeness()) for one in rest])]
         front.sort(key=lambda one: -one.speed)

@@ -63,7 +63,7 @@ def write_tuning(facts: Facts, head: Facts, folder: Path) -> tuple[Path, Path | 
 
 
 def tables(facts: Facts) -> list[Grid]:
-    """The settings that came furthest, the finalists on fresh prompts, and the final speeds, as far as there are any."""
+    """As far as there are any: the settings that came furthest, the finalists on fresh prompts, the final speeds."""
     found = []
     if facts["tried"]:
         last = max(row["rung"] for row in facts["tried"])
@@ -222,7 +222,7 @@ def plot_tuning(facts: Facts, path: Path | str) -> Path:
     fig, (ax,) = figure(9.5, 5.4)
     rows: Sequence[Row] = facts["tried"]
     budget = -100 * facts["budget"]
-    ax.axhspan(budget, 5, color=_WINNER, alpha=0.07, lw=0)
+    ax.axhspan(budget, 3, color=_WINNER, alpha=0.07, lw=0)
     ax.axhline(budget, color=_WINNER, lw=1, ls="--", label=f"budget: {budget:g} points")
     _draw_settings(ax, rows)
     front = sorted((row for row in rows if row["front"]), key=lambda row: row["speedup"])
@@ -283,7 +283,7 @@ def _axes(ax: Axes, facts: Facts, rows: Sequence[Row]) -> None:
     worst = min(min(map(_y, rows)), -_LINEAR)
     ax.set_yticks([t for t in ticks if t >= worst], [f"{t:+d}" if t else "0" for t in ticks if t >= worst])
     ax.minorticks_off()
-    ax.set_ylim(1.25 * worst, 3)
+    ax.set_ylim(1.25 * worst, 2.2)
     ax.set_xlabel(f"speed-up over {facts['reference']} at batch 1 (median over prompts, in turn)")
     ax.set_ylabel(f"accuracy, points to {facts['reference']} (paired)")
     ax.grid(color="#eceff1", zorder=0)
