@@ -46,7 +46,7 @@ def check_sample(cfg: DictConfig) -> None:
     _choice(cfg, found)
     if not found.touch("run_dir", "model_path"):
         found.add("run_dir", _source(cfg))
-    if cfg.tune is not None and not found.touch("tune"):
+    if isinstance(cfg.tune, DictConfig):
         check_tune(cfg, found)
     elif cfg.get("data") is not None and cfg.tune is None:
         found.add("data", ["data=… is for experiment=tune_sampler; sampling takes the run's own data, or prompt='…'"])

@@ -39,9 +39,20 @@ def local_samplers() -> Path:
 
 def check_tune(cfg: DictConfig, found: Findings) -> None:
     """Add to ``found`` what is wrong with ``tune`` and ``data``, and between them and the other settings."""
-    for key in ("tune.search", "tune.check", "tune"):
-        if not found.touch(key):
-            found.add(key, attempt(cfg, key))
+    needed = ("search", "check", "space", "name", "overwrite", "resume", "compile")
+    missing = [key for key in needed if key not in cfg.tune]
+    if missing:
+        found.add("tune", [f"tune has no {', '.join(missing)}; take all of it from experiment=tune_sampler"])
+        return
+    if not found.touch("sampler", "tune.space"):
+        found.add("tune.space", _space(cfg))
+    parts = ("search", "check")
+    for part in parts:
+        if not found.touch(f"tune.{part}"):
+            found.add(f"tune.{part}", attempt(cfg, f"tune.{part}"))
+    own = [str(key) for key in cfg.tune if key not in (*parts, "space")]
+    if not found.touch(*(f"tune.{key}" for key in own)):
+        found.add("tune", attempt(cfg, "tune", **dict.fromkeys(parts)))
     for key, (default, instead) in _UNUSED.items():
         if not found.touch(key) and cfg[key] != default:
             found.add(key, [f"{key}={shown(cfg[key])} has no effect with experiment=tune_sampler: {instead}"])
@@ -49,10 +60,8 @@ def check_tune(cfg: DictConfig, found: Findings) -> None:
         found.add("tune.name", _target(cfg.tune.name, cfg.tune.overwrite))
     if not found.touch("tune.resume"):
         found.add("tune.resume", _resume(cfg.tune.resume))
-    if not found.touch("tune.compile", "device", "sampler"):
+    if not found.touch("tune.compile", "device", "sampler.compile"):
         found.add("tune.compile", _compile(cfg))
-    if not found.touch("sampler", "tune.space"):
-        found.add("tune.space", _space(cfg))
     if not found.touch("data", "model_path"):
         found.add("data", _data(cfg))
 
@@ -107,9 +116,9 @@ def _types(kind: type[Sampler], space: Mapping[str, Any], key: str) -> Iterator[
 
 
 def _data(cfg: DictConfig) -> Iterable[str]:
-    if (data := cfg.get("data")) is not None:
-        own = "tokenizer" in data and data.tokenizer is None
-        return [] if own and cfg.model_path is not None else attempt(cfg, "data")
+    if cfg.get("data") is not None:
+        parts = [key for key in ("data.task", "data.source") if isinstance(OmegaConf.select(cfg, key), DictConfig)]
+        return [problem for part in parts for problem in attempt(cfg, part)] or attempt(cfg, "data")
     if cfg.model_path is not None and not run_of_model(cfg.model_path):
         return [f"data=null: model_path={cfg.model_path} belongs to no run; name its task, such as data=word_problems"]
     return []

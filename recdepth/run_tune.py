@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
@@ -22,7 +22,7 @@ from .data.items import Split
 from .evaluation import Decoding, ModelBench, TuneLog, Tuner, Tuning, machine_stamp
 from .evaluation.compare import progress_bars
 from .evaluation.tune_bench import settings_of, weights_digest
-from .evaluation.tune_space import reference_of
+from .evaluation.tune_space import impossible_values, reference_of
 from .models import RecurrentDepthForCausalLM, load_tokenizer
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
@@ -59,6 +59,8 @@ def tune(cfg: DictConfig) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = _log(tuning, folder, decoding)
     lifecycle.prepare_run_folder(cfg, folder, facts)
+    for value in impossible_values(sampler, tuning.space[sampler.name]):
+        log.info("Left out: tune.space.%s.%s", sampler.name, value)
     tuner = Tuner(
         tuning,
         sampler,
@@ -233,6 +235,6 @@ def override(key: str, value: str) -> str:
     try:
         if OverridesParser.create().parse_override(plain).value() == value:
             return plain
-    except OverrideParseException:
+    except HydraException:
         pass
     return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

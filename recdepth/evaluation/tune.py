@@ -15,7 +15,7 @@ from .intervals import Interval, wilson_interval
 from .speed import Timings
 from .tune_bench import ModelBench, settings_of
 from .tune_halving import Announce, Checked, Fate, Tried, confirm, halve, pareto_front
-from .tune_space import PAPER, Space, draw, is_lossless, known_samplers, paper_default
+from .tune_space import PAPER, draw, is_lossless, known_samplers, paper_default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Tuning:
     Args:
         max_loss: points (hundredths) of mean score that may be lost against autoregressive decoding at the same r.
         search, check: how much is measured.
-        space: by name of the sampler, values to try by name of the setting.
+        space: by name of the sampler its :data:`recdepth.evaluation.tune_space.Space`.
         compile: time the winner in compiled graphs, against compiled others, and write it so.
         name: of the file with the winner.
         overwrite: an older file of that name may be replaced.
@@ -99,7 +99,7 @@ class Tuning:
     max_loss: float = 0.5
     search: Search = field(default_factory=Search)
     check: FinalCheck = field(default_factory=FinalCheck)
-    space: Mapping[str, Space] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
     compile: bool = False
     name: str = "tuned"
     overwrite: bool = False

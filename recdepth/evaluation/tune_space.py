@@ -29,7 +29,7 @@ _ATTEMPTS = 100  # draws per setting that is wanted: some combinations are impos
 def space_problems(sampler: Sampler, space: Space) -> list[str]:
     """What is wrong with a space for a sampler; every problem begins with ``key=value``.
 
-    A value is tried with everything else as in ``sampler`` (and as in the space, where that makes it possible).
+    A list is wrong when none of its values is possible; for single values see :func:`impossible_values`.
     """
     known = [field.name for field in fields(sampler) if field.name not in _FIXED]
     problems = []
@@ -45,14 +45,22 @@ def space_problems(sampler: Sampler, space: Space) -> list[str]:
     if problems:
         return problems
     for key, values in space.items():
-        problems += [
-            f"{key}={_shown(values)}: {why}"
-            for value in values
-            if (why := _impossible(sampler, key, value)) and not draw(sampler, {**space, key: [value]}, 1, 0)
-        ]
+        why = [_impossible(sampler, space, key, value) for value in values]
+        if all(why):
+            problems.append(f"{key}={_shown(values)}: {why[0]}")
     if not problems and not draw(sampler, space, 1, 0):
         problems.append("no combination of the values is possible; widen the lists")
     return problems
+
+
+def impossible_values(sampler: Sampler, space: Space) -> list[str]:
+    """Values that are in no setting that is tried, such as more recurrences than ``num_steps``, each with the reason."""
+    return [
+        f"{key}={_shown([value])[1:-1]}: {why}"
+        for key, values in space.items()
+        for value in values
+        if (why := _impossible(sampler, space, key, value))
+    ]
 
 
 def size_of(space: Space) -> int:
@@ -118,9 +126,10 @@ def _made(sampler: Sampler, settings: Mapping[str, Any]) -> Sampler | str:
         return " ".join(str(error).split())
 
 
-def _impossible(sampler: Sampler, key: str, value: Any) -> str:
+def _impossible(sampler: Sampler, space: Space, key: str, value: Any) -> str:
+    """Why a value is possible neither with the sampler's other settings nor with any of the space; or ``""``."""
     made = _made(sampler, {key: value})
-    return made if isinstance(made, str) else ""
+    return made if isinstance(made, str) and not draw(sampler, {**space, key: [value]}, 1, 0) else ""
 
 
 def _shown(values: Any) -> str:
