@@ -15,7 +15,7 @@ from .intervals import Interval, wilson_interval
 from .speed import Timings
 from .tune_bench import ModelBench, settings_of
 from .tune_halving import Announce, Checked, Fate, Tried, confirm, halve, pareto_front
-from .tune_space import PAPER, draw, is_lossless, known_samplers, paper_default
+from .tune_space import PAPER, candidates, is_lossless, paper_default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Search:
     """How settings are searched; see :func:`recdepth.evaluation.tune_halving.halve`.
 
     Args:
-        settings: drawn at random from the space, besides the known ones.
+        settings: tried besides the known ones; see :func:`recdepth.evaluation.tune_space.candidates`.
         rungs: prompts that a setting has been scored on after each rung, rising.
         keep: after a rung one setting in so many goes on, at least 2.
         finalists: settings that may come to the final check, and that go on at least.
@@ -33,7 +33,7 @@ class Search:
         ValueError: for values out of range, all at once.
     """
 
-    settings: int = 48
+    settings: int = 32
     rungs: Sequence[int] = (16, 64, 256)
     keep: int = 3
     finalists: int = 3
@@ -133,9 +133,7 @@ class Tuner:
 
     def __init__(self, tuning: Tuning, sampler: Sampler, search: ModelBench, fresh: ModelBench, seed: int):
         self.tuning, self.search, self.fresh = tuning, search, fresh
-        known = known_samplers(sampler)
-        drawn = draw(sampler, tuning.space[sampler.name], tuning.search.settings, seed)
-        new = [one for one in drawn if one not in known.values()]
+        known, new = candidates(sampler, tuning.space[sampler.name], tuning.search.settings, seed)
         self.tried = [Tried(name, one, known=True) for name, one in known.items()]
         self.tried += [Tried(f"s{number:02d}", one) for number, one in enumerate(new, start=1)]
         self.paper = paper_default(sampler)

@@ -93,6 +93,30 @@ def draw(sampler: Sampler, space: Space, count: int, seed: int) -> list[Sampler]
     return list(found)
 
 
+def draw_near(samplers: Sequence[Sampler], space: Space, count: int, seed: int) -> list[Sampler]:
+    """Different samplers, none of those given, that differ from one of them in one or two of the space's settings."""
+    rng, found = random.Random(seed), dict[Sampler, None]()
+    for _ in range(_ATTEMPTS * count):
+        if len(found) == count:
+            break
+        keys = rng.sample(list(space), min(len(space), rng.choice((1, 2))))
+        made = _made(rng.choice(samplers), {key: rng.choice(space[key]) for key in keys})
+        if isinstance(made, Sampler) and made not in samplers:
+            found[made] = None
+    return list(found)
+
+
+def candidates(sampler: Sampler, space: Space, count: int, seed: int) -> tuple[dict[str, Sampler], list[Sampler]]:
+    """What to try: the known samplers by name, and ``count`` others.
+
+    Those are all of the space if it has no more, else half of them near a known one and half from anywhere.
+    """
+    known = known_samplers(sampler)
+    near = [] if size_of(space) <= count else draw_near(list(known.values()), space, count // 2, seed)
+    drawn = dict.fromkeys([*near, *draw(sampler, space, count, seed)])
+    return known, [one for one in drawn if one not in known.values()][:count]
+
+
 def known_samplers(sampler: Sampler) -> dict[str, Sampler]:
     """The standard comparison's samplers of the same class, and the given one: always worth a try."""
     standard = comparison_samplers(sampler.num_steps)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
@@ -10,7 +10,15 @@ import torch
 from recdepth.evaluation import Decoding, FinalCheck, ModelBench, Search, Timings, TuneLog, Tuner, Tuning
 from recdepth.evaluation.tune_bench import settings_of, weights_digest
 from recdepth.evaluation.tune_halving import Fate, Scored, Tried, halve, pareto_front
-from recdepth.evaluation.tune_space import draw, impossible_values, is_lossless, known_samplers, size_of, space_problems
+from recdepth.evaluation.tune_space import (
+    candidates,
+    draw,
+    impossible_values,
+    is_lossless,
+    known_samplers,
+    size_of,
+    space_problems,
+)
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, SampleStats, Speculative
 
@@ -115,16 +123,19 @@ def test_none_is_left_when_all_lose() -> None:
 def test_lossless_samplers_are_only_timed() -> None:
     script = Scripted({0: 2.0})
     one = Tried("exact", Exact(num_steps=8))
-    assert halve(
-        [one], script, rungs=[4, 8], timed=[1, 2], budget=0.0, keep=2, finalists=1, announce=announce
-    ) == [one]
+    assert halve([one], script, rungs=[4, 8], timed=[1, 2], budget=0.0, keep=2, finalists=1, announce=announce) == [one]
     assert script.scored == []
     assert one.same == [True, True]
     assert one.difference.value == 0
 
 
 def test_front() -> None:
-    assert pareto_front([(1, (0.0,)), (2, (-1.0,)), (2, (-2.0,)), (3, (-2.0,)), (1, (0.0,)), (0.5, (0.0,))]) == [0, 1, 3, 4]
+    assert pareto_front([(1, (0.0,)), (2, (-1.0,)), (2, (-2.0,)), (3, (-2.0,)), (1, (0.0,)), (0.5, (0.0,))]) == [
+        0,
+        1,
+        3,
+        4,
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- the whole of it
@@ -225,6 +236,18 @@ def test_all_of_a_small_space_and_some_of_a_large_one() -> None:
     assert draw(DF, SPACE, 9, seed=3)[:7] == some
 
 
+def test_candidates_are_half_near_the_known_ones() -> None:
+    space = {**SPACE, "headway": [1, 2, 3], "noise": [0.0, 0.1]}
+    known, new = candidates(DF, space, 20, seed=0)
+    assert len(new) == len(set(new)) == 20 and not set(new) & set(known.values())
+    for one in new[:10]:
+        own = [{k for k, v in asdict(one).items() if v != asdict(base)[k]} for base in known.values()]
+        assert any(len(keys) <= 2 and keys <= set(space) for keys in own)
+    assert new[10:] == [one for one in draw(DF, space, 20, seed=0) if one not in new[:10]][:10]
+    assert candidates(DF, space, 20, seed=0) == (known, new)
+    assert set(candidates(DF, SPACE, 20, seed=0)[1]) == set(draw(DF, SPACE, 20, seed=0)) - set(known.values())
+
+
 def test_impossible_combinations_are_left_out() -> None:
     space = {"commit": ["depth", "latent_diff"], "exit_threshold": [0.1, None]}
     assert len(draw(DF, space, 10, seed=0)) == 3
@@ -238,7 +261,10 @@ def test_impossible_combinations_are_left_out() -> None:
         ({"num_steps": [4]}, "num_steps=[4] cannot be tuned: it is r"),
         ({"inner_steps": []}, "inner_steps=[] is empty"),
         ({"inner_steps": 2}, "inner_steps=2 must be a list; write [2]"),
-        ({"inner_steps": [9, 10]}, "inner_steps=[9,10]: impossible sampler settings: - inner_steps=9 exceeds num_steps=8"),
+        (
+            {"inner_steps": [9, 10]},
+            "inner_steps=[9,10]: impossible sampler settings: - inner_steps=9 exceeds num_steps=8",
+        ),
     ],
 )
 def test_wrong_spaces_are_named(space, expected: str) -> None:

@@ -224,8 +224,14 @@ def test_all_that_is_wrong_is_told_at_once(composed) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["tune.space.diffusion_forcing.inner_steps=[a]"], "tune.space.diffusion_forcing.inner_steps=a should be a valid"),
-        (["tune.space.diffusion_forcing.inner_steps=[99]"], "tune.space.diffusion_forcing.inner_steps=[99]: impossible"),
+        (
+            ["tune.space.diffusion_forcing.inner_steps=[a]"],
+            "tune.space.diffusion_forcing.inner_steps=a should be a valid",
+        ),
+        (
+            ["tune.space.diffusion_forcing.inner_steps=[99]"],
+            "tune.space.diffusion_forcing.inner_steps=[99]: impossible",
+        ),
         (["sampler=autoregressive"], "sampler=autoregressive has no values to try"),
         (["sampler.compile=true"], "sampler.compile=true has no effect with experiment=tune_sampler"),
         (["model_path=${paths.outputs}/train/model"], "data=null: model_path="),
