@@ -54,7 +54,7 @@ def space_problems(sampler: Sampler, space: Space) -> list[str]:
 
 
 def impossible_values(sampler: Sampler, space: Space) -> list[str]:
-    """Values that are in no setting that is tried, such as more recurrences than ``num_steps``, each with the reason."""
+    """Values that no setting can have, such as more recurrences than ``num_steps``, each with the reason."""
     return [
         f"{key}={_shown([value])[1:-1]}: {why}"
         for key, values in space.items()

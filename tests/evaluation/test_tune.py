@@ -104,7 +104,7 @@ def test_one_in_three_goes_on_and_each_prompt_is_measured_once() -> None:
 
 def test_the_close_survive_beside_the_fast_ones_that_may_lose() -> None:
     """Faster settings lose a prompt in 16 each: not clearly beyond the budget on 16 prompts, yet worse than k1."""
-    script = Scripted({1: 1.0} | {key: float(key) for key in range(2, 12)}, loses={key: 20 for key in range(2, 12)})
+    script = Scripted({1: 1.0} | {key: float(key) for key in range(2, 12)}, loses=dict.fromkeys(range(2, 12), 20))
     finalists, _ = halved(script, keep=5)
     assert finalists[0] == "k1"
 
