@@ -231,7 +231,7 @@ def plot_tuning(facts: Facts, path: Path | str) -> Path:
         [min(0.0, _y(row)) for row in front],
         color=INK,
         lw=1.1,
-        label="front, on the prompts of the search",
+        label="front of the search (a gain\ncounts as no loss)",
         zorder=2,
     )
     ax.plot(1, 0, "D", color=GREY, ms=10, markeredgecolor="white", label=facts["reference"], zorder=4)

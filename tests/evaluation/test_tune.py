@@ -32,7 +32,7 @@ def setting(number: int) -> Sampler:
 
 @dataclass
 class Scripted:
-    """Stands in for a model: the setting with threshold k loses one prompt in ``loses[k]``, and is ``speeds[k]`` fast."""
+    """Stands in for a model: a setting with threshold k loses one prompt in ``loses[k]``, and is ``speeds[k]`` fast."""
 
     speeds: Mapping[int, float]
     loses: Mapping[int, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""`sample.py experiment=tune_sampler`: from a run folder to a sampler by name, interrupted and resumed, and its errors."""
+"""`sample.py experiment=tune_sampler`: from a run folder to a sampler by name, interrupted and resumed, and errors."""
 
 import json
 import shlex
