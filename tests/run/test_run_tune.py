@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from recdepth import checks, checks_tune, run_tune
 from recdepth.evaluation import tune_bench
-from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
 from recdepth.sampling import Autoregressive, DiffusionForcing
 from recdepth.settings import ConfigError
 
@@ -277,3 +277,19 @@ def test_the_recipe_of_the_other_program(script, override, expected) -> None:
     from recdepth.entry import composition_problems
 
     assert list(composition_problems(ROOT / "conf", script.removesuffix(".py"), [override])) == [expected]
+
+
+def commands_of_the_page() -> list[list[str]]:
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8").splitlines()
+    lines = [shlex.split(line, comments=True) for line in page if line.startswith("python sample.py experiment=tune_s")]
+    return [words[2:] for words in lines]
+
+
+@pytest.mark.parametrize("words", commands_of_the_page(), ids=" ".join)
+def test_the_commands_of_the_page_pass_the_checks(composed, trained, words) -> None:
+    if "tune.compile=true" in words and not can_compile("cpu")[0]:
+        pytest.skip("nothing can be compiled here")
+    there = [word.replace("=outputs/quickstart", f"='{trained}'").replace("'/model", "/model'") for word in words]
+    cfg = composed(*there, name="sample")
+    checks.check_sample(cfg)
+    assert cfg.tune.name == next((w.split("=")[1] for w in words if w.startswith("tune.name=")), "tuned")
