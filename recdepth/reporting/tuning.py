@@ -65,10 +65,7 @@ def write_tuning(facts: Facts, head: Facts, folder: Path) -> tuple[Path, Path | 
 def tables(facts: Facts) -> list[Grid]:
     """As far as there are any: the settings that came furthest, the finalists on fresh prompts, the final speeds."""
     found = []
-    if facts["tried"]:
-        last = max(row["rung"] for row in facts["tried"])
-        furthest = [row for row in facts["tried"] if row["rung"] == last or row["known"]]
-        furthest.sort(key=lambda row: -row["speedup"])
+    if furthest := _furthest(facts):
         headers = ["setting", "prompts", "Δ points", "same, %", f"× {facts['reference']}", "core", "what became of it"]
         title = f"Search: {len(facts['tried'])} settings; the known ones, and those of the last rung"
         found.append(Grid(title, headers, [_tried_cells(row) for row in furthest]))
@@ -84,10 +81,17 @@ def tables(facts: Facts) -> list[Grid]:
     return found
 
 
+def _furthest(facts: Facts) -> list[Row]:
+    """The known settings and those of the last rung, the fastest first."""
+    last = max((row["rung"] for row in facts["tried"]), default=0)
+    return sorted((r for r in facts["tried"] if r["rung"] == last or r["known"]), key=lambda r: -r["speedup"])
+
+
 def notes(facts: Facts) -> list[str]:
-    """What the columns mean."""
+    """What the names stand for, and what the columns mean."""
     reference = facts["reference"]
     return [
+        *(f"{row['name']}: {short_settings(row['settings'])}." for row in _furthest(facts)),
         f"Δ: points to {reference}, paired, with its 95 % interval; within the budget: at least "
         f"-{100 * facts['budget']:g}. same: texts that are {reference}'s, token for token.",
         f"× {reference}, × {facts['paper']}: median over prompts of the ratio of tokens per second, with its 95 % "
