@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from recdepth import checks, checks_tune, run_tune
 from recdepth.evaluation import tune_bench
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
-from recdepth.sampling import Autoregressive, DiffusionForcing
+from recdepth.sampling import Autoregressive, DiffusionForcing, presets
 from recdepth.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +177,22 @@ def test_a_bare_model_with_a_task_of_its_own(tuning, trained, tmp_path, caplog) 
         assert tuning("data=word_problems", "data.task.max_steps=4", source=f"model_path={bare}") is not None
     printed = next(m for m in caplog.messages if "python sample.py" in m).strip().splitlines()[-1]
     assert f"model_path={bare}" in printed and "'prompt=" in printed and printed.endswith("sampler=local/tuned")
+
+
+def test_compiled_means_the_check_all_final_speeds_and_the_file(tuning, tmp_path, monkeypatch) -> None:
+    """The compiler itself is left out: samplers then run eagerly under their compiled names."""
+    monkeypatch.setattr(checks_tune, "can_compile", lambda device: (True, ""))
+    monkeypatch.setattr(presets, "can_compile", lambda device: (False, "not in this test"))
+    assert tuning("tune.compile=true") is not None
+    assert yaml.safe_load((tmp_path / "local" / "tuned.yaml").read_text())["compile"] is True
+    keys = [r["key"] for r in map(json.loads, (tmp_path / "run" / "tune.jsonl").open()) if "key" in r]
+    compiled = {(what, part): set() for what, part in ((k[0], k[1]) for k in keys)}
+    for what, part, *_, settings in ((*k[:5], k[5]) for k in keys):
+        samplers = settings if what == "time" else [settings]
+        compiled[what, part] |= {(s["name"] == "autoregressive", s["compile"]) for s in samplers}
+    assert compiled["score", "search"] == compiled["time", "search"] == {(True, False), (False, False)}
+    assert compiled["score", "fresh"] == {(True, False), (False, True)}  # against the texts of the eager reference
+    assert compiled["time", "fresh"] == {(True, True), (False, True)}
 
 
 def test_a_written_file_is_the_sampler(tmp_path) -> None:
