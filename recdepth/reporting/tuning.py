@@ -144,8 +144,12 @@ def short_settings(settings: Mapping[str, Any]) -> str:
     """The settings of a sampler that are not its defaults, as overrides; its name alone if there is none."""
     known = {kind.name: kind for kind in vars(recdepth.sampling).values() if _is_sampler(kind)}
     defaults = {f.name: f.default for f in fields(known[settings["name"]])}
-    own = [f"{key}={value}" for key, value in settings.items() if key in defaults and value != defaults[key]]
-    return " ".join([settings["name"], *own]).replace("None", "null")
+    own = {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
+    return " ".join([settings["name"], *(f"{key}={_yaml(value)}" for key, value in own.items())])
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _is_sampler(kind: Any) -> bool:
