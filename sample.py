@@ -3,6 +3,7 @@
 python sample.py
 python sample.py prompt="Zoe has 4 8 apples ." sampler=diffusion_forcing sampler.inner_steps=1
 python sample.py run_dir=outputs/train/runs/2026-01-01/12-00-00-000000 sampler=adaptive trace=true
+python sample.py experiment=tune_sampler tune.max_loss=0.5
 """
 
 import sys
@@ -11,14 +12,17 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recdepth import run
+from recdepth import run, run_tune
 from recdepth.entry import launch, user_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> float | list[float | None] | None:
-    """Sample as configured; returns the metrics named by optimized_metric."""
+    """Sample as configured, and return the metrics named by optimized_metric; or tune a sampler."""
     with user_errors():
+        if cfg.tune is not None:
+            run_tune.tune(cfg)
+            return None
         run.sample(cfg)
         return run.sample_metric(cfg)
 

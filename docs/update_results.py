@@ -1,9 +1,11 @@
-"""Put benchmark results into docs/results/samplers.md, so that no number there is typed by hand.
+"""Put benchmark results into docs/results, so that no number there is typed by hand.
 
     python docs/update_results.py
 
-Each folder docs/results/data/NAME holds the samplers.json and samplers.png that benchmarks/samplers.py wrote, and
-about.md: which model it is and the command that trained it.
+samplers.md: each folder docs/results/data/NAME holds the samplers.json and samplers.png that benchmarks/samplers.py
+wrote, and about.md: which model it is and the command that trained it. tune_sampler.md: each folder
+docs/results/data/tune_sampler/NAME holds the tune.json, tune.png and tuned.yaml of `sample.py experiment=tune_sampler`,
+and about.md.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.showing import identical_texts, tables  # noqa: E402
+from recdepth.reporting import tuning  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 HEAD = """# Samplers, measured
@@ -23,31 +28,74 @@ HEAD = """# Samplers, measured
 Made by `python docs/update_results.py` from `docs/results/data`. Each section is one run of `benchmarks/samplers.py`
 ([how it measures](../../benchmarks/README.md)): all samplers on one model, in turn in one process.
 """
+TUNING_HEAD = """# Samplers, tuned
+
+Made by `python docs/update_results.py` from `docs/results/data/tune_sampler`. Each section is one run of
+`sample.py experiment=tune_sampler` ([how it searches and checks](../tuning.md)).
+"""
+
+
+def markdown(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table, the first column to the left."""
+    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" + "--:|" * (len(headers) - 1)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def opening(folder: Path, command: Sequence[str], picture: str, alternative: str) -> list[str]:
+    """What was measured, the command, the picture."""
+    about = (folder / "about.md").read_text(encoding="utf-8").strip()
+    path = (folder / picture).relative_to(RESULTS).as_posix()
+    return [about, "", "```", shlex.join(command), "```", "", f"![{alternative}]({path})", ""]
+
+
+def facts(machine: dict[str, Any]) -> str:
+    """The machine, in words."""
+    return (
+        f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['device']}, "
+        f"{machine['cores']} cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}."
+    )
 
 
 def section(folder: Path) -> str:
     """One benchmark as Markdown."""
     head = json.loads((folder / "samplers.json").read_text(encoding="utf-8"))
-    machine = head["machine"]
-    lines = [(folder / "about.md").read_text(encoding="utf-8").strip(), ""]
-    lines += ["```", shlex.join(head["command"]), "```", ""]
-    lines += [f"![Speed-up against accuracy](data/{folder.name}/samplers.png)", ""]
+    lines = opening(folder, head["command"], "samplers.png", "Speed-up against accuracy")
     for grid in tables(head, head["samplers"]):
-        lines += ["| " + " | ".join(grid.headers) + " |", "|" + "---|" + "--:|" * (len(grid.headers) - 1)]
-        lines += ["| " + " | ".join(cells) + " |" for cells in grid.rows]
-        lines += ["", grid.note, ""]
+        lines += [*markdown(grid.headers, grid.rows), "", grid.note, ""]
     lines += [f"- {line}" for line in identical_texts(head["samplers"])]
-    facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, "
-    facts += f"{machine['device']}, {machine['cores']} cores, torch threads: {machine['torch_threads']}, "
-    return "\n".join([*lines, "", facts + f"torch {machine['torch']}.", ""])
+    return "\n".join([*lines, "", facts(head["machine"]), ""])
+
+
+def tuning_section(folder: Path) -> str:
+    """One tuning as Markdown."""
+    found = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
+    lines = opening(folder, found["command"], "tune.png", "Loss against speed-up of all settings that were tried")
+    lines += [f"- {line}" for line in tuning.conclusion(found)]
+    for grid in tuning.tables(found):
+        lines += ["", f"{grid.title}:", "", *markdown(grid.headers, grid.rows)]
+    lines += ["", *(f"{note}\n" for note in tuning.notes(found))]
+    if (folder / "tuned.yaml").exists():
+        lines += ["The file that was written:", "", "```yaml"]
+        lines += [(folder / "tuned.yaml").read_text(encoding="utf-8").strip(), "```", ""]
+    minutes = f"{found['seconds'] / 60:.1f} minutes ({found['cpu_seconds'] / 60:.1f} of processor time)"
+    again = found["measurements_taken_over"]
+    taken = f", {again} measurements taken over from an interrupted one" if again else ""
+    return "\n".join([*lines, f"{minutes}{taken}. {facts(found['machine'])}", ""])
+
+
+def write(name: str, head: str, folders: Sequence[Path], part: Callable[[Path], str]) -> None:
+    """Write a page."""
+    page = "\n".join([head, *map(part, folders)])
+    (RESULTS / name).write_text(page, encoding="utf-8")
+    print(f"docs/results/{name}: {len(folders)} sections")
 
 
 def main() -> int:
-    """Write the page."""
-    folders = sorted(path.parent for path in (RESULTS / "data").glob("*/samplers.json"))
-    page = "\n".join([HEAD, *map(section, folders)])
-    (RESULTS / "samplers.md").write_text(page, encoding="utf-8")
-    print(f"docs/results/samplers.md: {len(folders)} benchmarks")
+    """Write the pages."""
+    benchmarks = sorted(path.parent for path in (RESULTS / "data").glob("*/samplers.json"))
+    write("samplers.md", HEAD, benchmarks, section)
+    tunings = sorted(path.parent for path in (RESULTS / "data" / "tune_sampler").glob("*/tune.json"))
+    write("tune_sampler.md", TUNING_HEAD, tunings, tuning_section)
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from .checks_sweep import goals, listed, on_error
+from .checks_tune import check_tune
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
 from .settings import ConfigError, Findings, keyed, suggest
@@ -30,6 +31,7 @@ SAMPLE_KEYS: dict[str, Any] = {
     **dict.fromkeys(("paths", "sweep", "sampler"), dict),
     "optimized_metric": str | list[str] | None,
     "optimized_direction": str | list[str],
+    **dict.fromkeys(("tune", "data"), dict | None),
 }
 
 
@@ -49,6 +51,10 @@ def check_sample(cfg: DictConfig) -> None:
     _choice(cfg, found)
     if not found.touch("run_dir", "model_path"):
         found.add("run_dir", _source(cfg))
+    if isinstance(cfg.tune, DictConfig):
+        check_tune(cfg, found)
+    elif cfg.get("data") is not None and cfg.tune is None:
+        found.add("data", ["data=… is for experiment=tune_sampler; sampling takes the run's own data, or prompt='…'"])
     found.report()
 
 
@@ -78,7 +84,7 @@ def _source(cfg: DictConfig) -> Iterator[str]:
             yield f"model_path={path} holds no model (config.json is missing)"
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists():
         yield f"model_path={path} is not a folder; give a model folder or a hub id such as owner/name"
-    if cfg.prompt is None:
+    if cfg.prompt is None and cfg.tune is None:
         yield f"prompt=null: model_path={path} comes without data; give prompt='…'"
 
 

@@ -189,9 +189,28 @@ def composition_problems(config_dir: Path, config_name: str, arguments: list[str
                     config = compose(config_name, overrides=[*good, choice])
                     fitting = choice
                 except (CompactHydraException, OmegaConfBaseException) as error:
-                    yield _explain(choice, error, config)
+                    yield _elsewhere(config_dir, config_name, choice) or _explain(choice, error, config)
             if fitting is not None:
                 good.append(fitting)
+
+
+def _elsewhere(config_dir: Path, config_name: str, override: str) -> str | None:
+    """Where an override that does not fit here would: with a recipe, or in the other program."""
+
+    def fits(primary: str, *overrides: str) -> bool:
+        try:
+            compose(primary, overrides=list(overrides))
+        except (CompactHydraException, OmegaConfBaseException):
+            return False
+        return True
+
+    for recipe in sorted(path.stem for path in (config_dir / "experiment").glob("*.yaml")):
+        if fits(config_name, f"experiment={recipe}", override):
+            return f"{override} needs experiment={recipe}; add that"
+    for other in _CHECKS:
+        if other != config_name and fits(other, override):
+            return f"{override} is for {other}.py, not for {config_name}.py"
+    return None
 
 
 def _sweeping(arguments: list[str]) -> bool:

@@ -338,11 +338,15 @@ def _source(cfg: DictConfig) -> Source:
         return source_of_model(cfg.model_path, model, texts)
     folder = run_folder(cfg.run_dir, Path(cfg.paths.outputs))
     model = load(folder / "model", "run_dir", cfg.device, cfg.dtype)
-    return source_of_run(folder, model, _data_of(folder), texts, cfg.num_prompts)
+    return source_of_run(folder, model, data_of_run(folder), texts, cfg.num_prompts)
 
 
-def _data_of(folder: Path) -> DataModule:
-    """The data that a run was trained on, from its own configuration, with the tokenizer beside its model."""
+def data_of_run(folder: Path) -> DataModule:
+    """The data that a run was trained on, from its own configuration, with the tokenizer beside its model.
+
+    Raises:
+        ConfigError: when it cannot be built.
+    """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         raise ConfigError([f"run_dir={folder} has no .hydra/config.yaml; give model_path={folder / 'model'}"])

@@ -6,14 +6,23 @@ from .evaluate import Evaluation, agreement, evaluate
 from .intervals import Interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
 from .traced import Traced, autoregressive_baseline, trace_call
+from .tune import FinalCheck, Search, Tuner, Tuning
+from .tune_bench import Decoding, ModelBench, TuneLog
 
 __all__ = [
     "CalibrationLook",
+    "Decoding",
     "Evaluation",
     "ExitCalibration",
+    "FinalCheck",
     "Interval",
+    "ModelBench",
+    "Search",
     "Timings",
     "Traced",
+    "TuneLog",
+    "Tuner",
+    "Tuning",
     "agreement",
     "autoregressive_baseline",
     "calibrate_exit",

@@ -62,6 +62,7 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     temperature: float = 0.0,
+    first: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Sample a continuation of every prompt, in batches, and score it.
@@ -69,13 +70,14 @@ def evaluate(
     Args:
         sampler: any sampler.
         model: put into eval mode meanwhile.
-        items: prompts; item i has random stream i whatever the batch size.
+        items: prompts; item i has random stream ``first`` + i whatever the batch size.
         score: see :data:`Score`.
         max_new_tokens: per prompt.
         stop_tokens: ids that end a continuation.
         batch_size: prompts sampled together.
         seed: of noise and draws.
         temperature: 0 for greedy.
+        first: random stream of the first item, for callers that evaluate a list in parts.
         on_batch: called with the number of prompts done, after every batch.
 
     Raises:
@@ -100,7 +102,7 @@ def evaluate(
                 temperature=temperature,
                 seed=seed,
                 batch_size=len(batch),
-                rows=range(begin, begin + len(batch)),
+                rows=range(first + begin, first + begin + len(batch)),
             )
             seconds += time.perf_counter() - started
             tokens += result.tokens

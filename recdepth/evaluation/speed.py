@@ -44,6 +44,13 @@ class Timings:
         self.tokens += result.tokens
         self.stats = self.stats.add(result.stats)
 
+    def extend(self, more: Timings) -> None:
+        """Note the calls of others behind these."""
+        self.seconds += more.seconds
+        self.new_tokens += more.new_tokens
+        self.tokens += more.tokens
+        self.stats = self.stats.add(more.stats)
+
     @property
     def rates(self) -> np.ndarray:
         """Tokens per second, per prompt."""
@@ -72,6 +79,7 @@ def time_in_turn(
     stop_tokens: Sequence[int],
     seed: int = 0,
     warmup: int = 1,
+    first: int = 0,
     on_prompt: Callable[[int], None] | None = None,
     timings: dict[str, Timings] | None = None,
 ) -> dict[str, Timings]:
@@ -86,6 +94,7 @@ def time_in_turn(
         items: prompts, at least one.
         max_new_tokens, stop_tokens, seed: as in :func:`recdepth.evaluation.evaluate`.
         warmup: prompts to warm up with.
+        first: random stream of the first item, for callers that time a list in parts.
         on_prompt: called with the number of prompts done.
         timings: an empty dict to be filled, prompt by prompt, for callers that may be interrupted.
 
@@ -100,7 +109,7 @@ def time_in_turn(
     with evaluating(model):
         for i in range(-warmup, len(items)):  # below 0: warms up
             row = i if i >= 0 else (i + warmup) % len(items)
-            turn = max(i, 0) % len(names)
+            turn = (first + max(i, 0)) % len(names)
             measured = {}
             for name in names[turn:] + names[:turn]:
                 call = partial(
@@ -110,7 +119,7 @@ def time_in_turn(
                     max_new_tokens=max_new_tokens,
                     stop_tokens=stop_tokens,
                     seed=seed,
-                    rows=[row],
+                    rows=[first + row],
                 )
                 measured[name] = _timed(call, model.device)
             if i < 0:

@@ -9,6 +9,7 @@ from .stream import Stream
 from .sweep import Job, JobStatus, Sweep, read_sweep, write_csv
 from .sweep_figures import pareto_front, plot_metric_by_key, plot_parallel, plot_pareto
 from .sweep_summary import print_sweep, summarize
+from .tuning import plot_tuning, print_tuning, sampler_yaml, write_tuning
 from .wandb_run import WandbRun, wandb_run_of
 from .wavefront import WavefrontGrid, plot_wavefront
 from .wavefront_page import WavefrontBatch, wavefront_data, write_wavefront_page
@@ -28,13 +29,16 @@ __all__ = [
     "plot_parallel",
     "plot_pareto",
     "plot_training_curves",
+    "plot_tuning",
     "plot_wavefront",
     "print_comparison",
     "print_sweep",
+    "print_tuning",
     "read_metrics",
     "read_overview",
     "read_sweep",
     "recorded",
+    "sampler_yaml",
     "summarize",
     "wandb_run_of",
     "wavefront_data",
@@ -44,5 +48,6 @@ __all__ = [
     "write_pictures",
     "write_report",
     "write_sweep_report",
+    "write_tuning",
     "write_wavefront_page",
 ]

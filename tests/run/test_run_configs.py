@@ -22,7 +22,11 @@ NEEDS = {
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
 }
-FOR_SAMPLE = {("hparams_search", "sampler"), ("hparams_search", "sampler_optuna")}
+FOR_SAMPLE = {
+    ("hparams_search", "sampler"),
+    ("hparams_search", "sampler_optuna"),
+    ("experiment", "tune_sampler"),
+}
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
 
 
@@ -57,7 +61,7 @@ def test_every_optimizer_has_a_learning_rate() -> None:
             assert compose("train", overrides=[f"optimizer={name}"]).optimizer.lr > 0
 
 
-@pytest.mark.parametrize("name", GROUPS["experiment"])
+@pytest.mark.parametrize("name", [name for name in GROUPS["experiment"] if name not in FOR_SAMPLING])
 def test_every_experiment_runs_at_debug_size(composed, tmp_path, name) -> None:
     cfg = composed(f"experiment={name}", "debug=fdr", "model.hidden_size=32", "model.num_attention_heads=2")
     metric = run.train(cfg)

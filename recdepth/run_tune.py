@@ -1,0 +1,240 @@
+"""What ``sample.py experiment=tune_sampler`` does: find the fastest sampler settings within a loss of accuracy."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+
+from . import checks, lifecycle
+from .checks_tune import TUNE_LOG, local_samplers, run_of_model
+from .data import DataModule, EvaluationItem
+from .data.items import Split
+from .evaluation import Decoding, ModelBench, TuneLog, Tuner, Tuning, machine_stamp
+from .evaluation.compare import progress_bars
+from .evaluation.tune_bench import settings_of, weights_digest
+from .evaluation.tune_space import impossible_values, reference_of
+from .models import RecurrentDepthForCausalLM, load_tokenizer
+from .reporting import print_tuning, sampler_yaml, write_tuning
+from .reporting.tuning import conclusion
+from .run import data_of_run
+from .sampling import Sampler
+from .settings import ConfigError
+from .sources import load, run_folder
+
+log = logging.getLogger(__name__)
+
+
+def tune(cfg: DictConfig) -> float | None:
+    """Tune as configured: print what was found, and write it into the run folder and as ``sampler=local/<name>``.
+
+    ``tune.jsonl`` has every measurement as it comes, ``tune.json`` and ``tune.png`` what was found, also after Ctrl-C.
+
+    Returns:
+        how many times as fast as the paper's default the winner is; None without one.
+
+    Raises:
+        ConfigError: naming every setting that is wrong, before any work.
+        KeyboardInterrupt: after Ctrl-C, when what is known is written.
+    """
+    lifecycle.quiet()
+    checks.check_sample(cfg)
+    tuning: Tuning = checks.build(cfg, "tune")
+    sampler: Sampler = checks.build(cfg, "sampler")
+    given, model, data = _model_and_data(cfg)
+    search, fresh = _prompts(tuning, data)
+    decoding = _decoding(cfg, model, data, sampler, [*search, *fresh])
+    folder, facts = Path(cfg.paths.run_dir), lifecycle.provenance()
+    if cfg.allocator and model.device.type == "cpu":
+        lifecycle.keep_large_buffers()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _log(tuning, folder, decoding)
+    lifecycle.prepare_run_folder(cfg, folder, facts)
+    for value in impossible_values(sampler, tuning.space[sampler.name]):
+        log.info("Left out: tune.space.%s.%s", sampler.name, value)
+    tuner = Tuner(
+        tuning,
+        sampler,
+        ModelBench(decoding, search, "search", kept),
+        ModelBench(decoding, fresh, "fresh", kept, compile=tuning.compile),
+        cfg.seed,
+    )
+    head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
+    head["measurements_taken_over"] = kept.taken_over
+    _run(tuner, head, folder)
+    if tuner.winner is None:
+        return None
+    prompt = [f"prompt={fresh[0].prompt}"] if cfg.model_path is not None else []
+    _write_winner(tuner, folder, [f"model: {given}", f"command: {shlex.join(facts['command'])}"], [given, *prompt])
+    return float(tuner.facts()["final"][-1]["speedup_paper"])
+
+
+def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
+    """Search and check; whatever ends it, what is known is printed and written."""
+    console, done = Console(), False
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        with progress_bars(console) as progress:
+            tuner.run(_announcer(progress))
+        done = True
+    finally:
+        facts = tuner.facts()
+        print_tuning(facts, console)
+        head |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        numbers, picture = write_tuning(facts, head, folder)
+        log.info("Numbers: %s%s", numbers, f"\nPicture: {picture}" if picture else "")
+        if done:
+            log.info("\n%s", "\n".join(conclusion(facts)))
+        else:
+            log.info("Stopped; to go on: the same command with tune.resume=%s", folder)
+
+
+def _announcer(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
+    def announce(what: str, steps: int) -> Callable[[], None]:
+        task = progress.add_task(what, total=steps)
+        return lambda: progress.advance(task)
+
+    return announce
+
+
+def _write_winner(tuner: Tuner, folder: Path, comments: list[str], source: list[str]) -> None:
+    """Write the winner beside its measurements and as ``sampler=local/<name>``; print the command that takes it."""
+    assert tuner.winner is not None
+    name, found = tuner.tuning.name, conclusion(tuner.facts())
+    when = time.strftime("%Y-%m-%d", time.localtime())
+    text = sampler_yaml(tuner.winner.tried.sampler, [f"Found by tuning on {when}.", *found, *comments])
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    path = local_samplers() / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("w" if tuner.tuning.overwrite else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:  # made meanwhile by another tuning
+        log.info("%s exists by now, and is left alone; the winner is %s", path, folder / path.name)
+        return
+    log.info("Sampler: %s\n\n    %s\n", path, shlex.join(["python", "sample.py", *source, f"sampler=local/{name}"]))
+
+
+# --------------------------------------------------------------------------------------------------------- the subject
+
+
+def _model_and_data(cfg: DictConfig) -> tuple[str, RecurrentDepthForCausalLM, DataModule]:
+    """The model, with the override that names it, and the data whose prompts it is tuned on."""
+    if cfg.model_path is not None:
+        given, folder, run = override("model_path", cfg.model_path), cfg.model_path, run_of_model(cfg.model_path)
+        model = load(folder, "model_path", cfg.device, cfg.dtype)
+    else:
+        run = run_folder(cfg.run_dir, Path(cfg.paths.outputs))
+        given, folder = override("run_dir", str(run)), run / "model"
+        model = load(folder, "run_dir", cfg.device, cfg.dtype)
+    if cfg.get("data") is None:
+        assert run is not None
+        return given, model, data_of_run(run)
+    if "tokenizer" not in cfg.data or cfg.data.tokenizer is not None:
+        return given, model, checks.build(cfg, "data")
+    try:
+        tokenizer = load_tokenizer(folder)
+    except (ValueError, OSError) as error:
+        raise ConfigError([f"{given}: {error}"]) from error
+    return given, model, checks.build(cfg, "data", tokenizer=tokenizer)
+
+
+def _prompts(tuning: Tuning, data: DataModule) -> tuple[list[EvaluationItem], list[EvaluationItem]]:
+    """Held-out prompts for the search, and fresh ones that are not among them.
+
+    Raises:
+        ConfigError: where there are too few.
+    """
+    wanted = max(tuning.check.accuracy_prompts, tuning.check.speed_prompts)
+    problems = []
+
+    def held_out(count: int, split: Split, key: str) -> list[EvaluationItem]:
+        try:
+            return data.evaluation_items(count, split=split)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+            return []
+
+    search = held_out(tuning.search.rungs[-1], "validation", f"tune.search.rungs={list(tuning.search.rungs)}")
+    seen = {tuple(item.prompt_ids) for item in search}
+    key, fresh, asked = f"tune.check.accuracy_prompts={wanted}", [], wanted
+    while not problems:
+        items = held_out(asked, "test", key)
+        fresh = [item for item in items if tuple(item.prompt_ids) not in seen][:wanted]
+        if len(fresh) == wanted or problems:
+            break
+        if asked > 4 * wanted:
+            problems.append(f"{key}: only {len(fresh)} of the first {asked} test prompts are new to the search")
+        asked *= 2
+    if problems:
+        raise ConfigError(problems)
+    return search, fresh
+
+
+def _decoding(
+    cfg: DictConfig, model: RecurrentDepthForCausalLM, data: DataModule, sampler: Sampler, items: list[EvaluationItem]
+) -> Decoding:
+    """How everything is sampled.
+
+    Raises:
+        ConfigError: where prompts do not fit the model.
+    """
+    vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
+    longest = max(len(item.prompt_ids) for item in items)
+    new = cfg.max_new_tokens or max(1, min(data.max_new_tokens, context - longest))
+    problems = []
+    if longest + new > context:
+        problems.append(f"max_new_tokens={new} after a prompt of {longest} tokens exceeds the context of {context}")
+    if max(max(item.prompt_ids) for item in items) >= vocabulary:
+        problems.append(
+            f"data: it has tokens outside the model's vocabulary of {vocabulary}; take the model's own task"
+        )
+    if problems:
+        raise ConfigError(problems)
+    reference = reference_of(sampler)
+    machine = machine_stamp(model)
+    return Decoding(model, reference, data.score, new, data.stop_tokens, cfg.batch_size, cfg.seed, machine)
+
+
+def _log(tuning: Tuning, folder: Path, decoding: Decoding) -> TuneLog:
+    """The file of measurements, with those of an earlier tuning if that is wanted.
+
+    Raises:
+        ConfigError: where those are of something else.
+    """
+    head = {
+        "weights": weights_digest(decoding.model),
+        "dtype": str(decoding.model.dtype),
+        "reference": settings_of(decoding.reference),
+        "seed": decoding.seed,
+        "max_new_tokens": decoding.max_new_tokens,
+        "stop_tokens": list(decoding.stop_tokens),
+    }
+    earlier = Path(tuning.resume) / TUNE_LOG if tuning.resume is not None else None
+    try:
+        kept = TuneLog(folder / TUNE_LOG, head, earlier)
+    except ValueError as error:
+        raise ConfigError([f"tune.resume={tuning.resume}: {error}"]) from error
+    if kept.taken_over:
+        log.info("%d measurements taken over from %s", kept.taken_over, earlier)
+    return kept
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` for Hydra's command line, with quotes of Hydra's where its grammar wants them."""
+    plain = f"{key}={value}"
+    try:
+        if OverridesParser.create().parse_override(plain).value() == value:
+            return plain
+    except HydraException:
+        pass
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
