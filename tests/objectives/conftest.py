@@ -1,9 +1,14 @@
 """A tiny float64 model whose weights are large enough for drafts to be wrong, and a batch for it."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @pytest.fixture
@@ -26,3 +31,14 @@ def batch() -> dict[str, torch.Tensor]:
     labels[:, :6] = -100
     labels[1, 14:] = -100
     return {"input_ids": ids, "labels": labels}
+
+
+@pytest.fixture
+def composed_objective():
+    """The node of an objective, from conf/objective."""
+
+    def make(name: str):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=[f"objective={name}"]).objective
+
+    return make
