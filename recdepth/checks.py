@@ -18,6 +18,7 @@ from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from .nodes import SEEDS, attempt, build, check_nodes, within
 from .settings import ConfigError, Findings, keyed, suggest, targets
+from .starting import start_path
 from .training import parameter_groups
 
 __all__ = ["ConfigError", "build", "check_sample", "check_train", "checkpoint_path", "on_cpu", "optimized_metric"]
@@ -30,6 +31,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "tags": list[str],
     "optimized_metric": str | None,
     "resume": str | None,
+    "init_from": str | None,
     "compile": bool,
     "compare": bool,
     "report": bool,
@@ -95,14 +97,20 @@ def on_cpu(cfg: DictConfig) -> bool:
 
 def _check_constructors(cfg: DictConfig, found: Findings) -> None:
     """What the constructors that cost nothing object to; inner nodes first, so that each problem is named once."""
-    keys = ["model", "objective", "scheduler", *(["comparison"] if cfg.compare is True else [])]
+    keys = ["model", "scheduler", *(["comparison"] if cfg.compare is True else [])]
     for key in keys:
         if not found.touch(key):
             found.add(key, attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
+    for root in ("objective", "callbacks"):
+        _check_nested(cfg, root, found)
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
-    callbacks = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
-    for key, node in sorted(targets(callbacks, "callbacks"), key=lambda pair: -pair[0].count(".")):
+
+
+def _check_nested(cfg: DictConfig, root: str, found: Findings) -> None:
+    """A node's constructors from the inside out."""
+    settings = OmegaConf.to_container(OmegaConf.create(cfg.get(root) or {}), resolve=False)
+    for key, node in sorted(targets(settings, root), key=lambda pair: -pair[0].count(".")):
         if str(node["_target_"]).startswith("recdepth.") and not found.touch(key):
             found.add(key, attempt(cfg, key))
 
@@ -230,14 +238,22 @@ def _metrics(cfg: DictConfig) -> dict[str, str] | None:
     names = ["epoch", *(f"train/{name}" for name in ("loss", "depth", "token_accuracy", "lr", "tokens_per_second"))]
     names += ["val/loss"] if cfg.trainer.limit_val_batches else []
     patterns: dict[str, str] = {}
-    if cfg.objective.get("_target_") != "recdepth.objectives.NextToken":
-        return None
+    match cfg.objective.get("_target_"):
+        case "recdepth.objectives.NextToken":
+            pass
+        case "recdepth.objectives.Weighted":
+            patterns |= {f"train/{name}": rf"train/{name}(_\w+)?" for name in cfg.objective.weights}
+        case _:
+            return None
     for callback in callbacks.values():
         match str(callback.get("_target_")).rsplit(".", 1):
             case ["recdepth.training", "Curriculum"]:
                 names += ["curriculum/level", "curriculum/accuracy"]
             case ["recdepth.training", "DepthLoss"]:
                 patterns |= {f"val/loss_depth_{depth}": r"val/loss_depth_\d+" for depth in callback.get("depths", [1])}
+            case ["recdepth.training", "WavefrontView"]:
+                names += [f"val/{name}" for name in ("flips_per_token", "recurrences_to_convergence", "kv_agreement")]
+                names += [f"val/draft_accuracy_depth_{depth}" for depth in callback.get("depths", [1, 2, 4, 8])]
             case ["recdepth.training", "SamplerEvaluation"]:
                 splits = ["val", "test"] if callback.get("during_training", True) else ["test"]
                 kinds = [
@@ -265,6 +281,21 @@ def _no_checkpoint(cfg: DictConfig) -> list[str]:
     return []
 
 
+def _no_start(cfg: DictConfig) -> list[str]:
+    if cfg.init_from is None:
+        return []
+    if cfg.resume is not None:
+        return [
+            f"init_from={cfg.init_from} and resume={cfg.resume} exclude each other: a resumed run has its own weights;"
+            " drop one"
+        ]
+    try:
+        start_path(cfg.init_from)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def _devices(cfg: DictConfig) -> Iterator[str]:
     accelerator, precision = cfg.trainer.get("accelerator", "auto"), str(cfg.trainer.get("precision"))
     count = torch.cuda.device_count()
@@ -285,6 +316,7 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
     ("optimized_metric", "callbacks", "objective"): _unknown_metric,
     ("resume",): _no_checkpoint,
+    ("init_from", "resume"): _no_start,
     ("seed",): within("seed", 0, SEEDS),
     ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,
 }

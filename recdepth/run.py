@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
-from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_tokenizer
 from .reporting import WavefrontGrid, plot_wavefront, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
+from .starting import start_weights
 from .training import Export, MetricsFile, StopOnCtrlC, Throughput, TrainingModule
 from .training.callbacks.export import export_model
 from .training.loggers import log_image, log_model
@@ -41,6 +42,8 @@ def train(cfg: DictConfig) -> float | None:
     lifecycle.quiet()
     data = checks.check_train(cfg)
     _check_resume(cfg)
+    config = _model_config(cfg, data)
+    weights = start_weights(cfg.init_from, config, data.tokenizer) if cfg.init_from else None
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -48,7 +51,9 @@ def train(cfg: DictConfig) -> float | None:
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with lifecycle.closing():
-        module = _module(cfg, data)
+        module = _module(cfg, config)
+        if weights is not None:
+            module.model.load_state_dict(weights)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -72,9 +77,12 @@ def _check_resume(cfg: DictConfig) -> None:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}"])
 
 
-def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
+def _model_config(cfg: DictConfig, data: DataModule) -> RecurrentDepthConfig:
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    return checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+
+
+def _module(cfg: DictConfig, config: RecurrentDepthConfig) -> TrainingModule:
     model = RecurrentDepthForCausalLM(config)
     if cfg.compile:
         able, why = can_compile("cpu" if checks.on_cpu(cfg) else "cuda")

@@ -5,12 +5,14 @@ from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
 from .intervals import Interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
+from .view import SamplerView, sampler_view
 
 __all__ = [
     "CalibrationLook",
     "Evaluation",
     "ExitCalibration",
     "Interval",
+    "SamplerView",
     "Timings",
     "agreement",
     "calibrate_exit",
@@ -20,6 +22,7 @@ __all__ = [
     "machine_stamp",
     "median_interval",
     "paired_difference",
+    "sampler_view",
     "time_in_turn",
     "wilson_interval",
 ]

@@ -1,6 +1,15 @@
 """Training: wiring and logging only. The maths is in models, objectives and sampling."""
 
-from .callbacks import Curriculum, DepthLoss, Export, Progress, SamplerEvaluation, StopOnCtrlC, Throughput
+from .callbacks import (
+    Curriculum,
+    DepthLoss,
+    Export,
+    Progress,
+    SamplerEvaluation,
+    StopOnCtrlC,
+    Throughput,
+    WavefrontView,
+)
 from .comparison import Comparison
 from .loggers import MetricsFile, wandb_logger
 from .module import TrainingModule
@@ -23,6 +32,7 @@ __all__ = [
     "Throughput",
     "TrainingModule",
     "WarmupStableDecay",
+    "WavefrontView",
     "parameter_groups",
     "wandb_logger",
 ]

@@ -6,6 +6,16 @@ from .export import Export
 from .interrupt import StopOnCtrlC
 from .progress import Progress
 from .sampler_evaluation import SamplerEvaluation
+from .sampler_view import WavefrontView
 from .throughput import Throughput
 
-__all__ = ["Curriculum", "DepthLoss", "Export", "Progress", "SamplerEvaluation", "StopOnCtrlC", "Throughput"]
+__all__ = [
+    "Curriculum",
+    "DepthLoss",
+    "Export",
+    "Progress",
+    "SamplerEvaluation",
+    "StopOnCtrlC",
+    "Throughput",
+    "WavefrontView",
+]
