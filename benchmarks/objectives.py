@@ -102,7 +102,13 @@ def measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
             "ratio_quartiles": [low, high],
             "token_passes": token_passes(objectives[name], model, batches[:20]),
         }
-    return {"overrides": args.set, "steps": args.steps, "compiled": bool(cfg.compile), "machine": machine_stamp(model), "objectives": rows}
+    return {
+        "overrides": args.set,
+        "steps": args.steps,
+        "compiled": bool(cfg.compile),
+        "machine": machine_stamp(model),
+        "objectives": rows,
+    }
 
 
 def table(found: dict[str, Any]) -> str:
@@ -116,8 +122,12 @@ def table(found: dict[str, Any]) -> str:
             f"({low:.2f}-{high:.2f}) | {row['token_passes']:.1f} |"
         )
     machine = found["machine"]
-    facts = f"{found['steps']} steps, {'compiled' if found['compiled'] else 'eager'}, `{' '.join(found['overrides'])}`, "
-    facts += f"{machine['dtype']}, {machine['cpu']}, torch threads: {machine['torch_threads']}, torch {machine['torch']}."
+    facts = (
+        f"{found['steps']} steps, {'compiled' if found['compiled'] else 'eager'}, `{' '.join(found['overrides'])}`, "
+    )
+    facts += (
+        f"{machine['dtype']}, {machine['cpu']}, torch threads: {machine['torch_threads']}, torch {machine['torch']}."
+    )
     return "\n".join([*lines, "", facts, ""])
 
 

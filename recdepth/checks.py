@@ -36,6 +36,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "compare": bool,
     "report": bool,
     "allocator": bool,
+    "frontier": dict | None,
     "evaluation": dict,
     "comparison": dict,
     **dict.fromkeys(("paths", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
@@ -103,8 +104,18 @@ def _check_constructors(cfg: DictConfig, found: Findings) -> None:
             found.add(key, attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
     for root in ("objective", "callbacks"):
         _check_nested(cfg, root, found)
+    if cfg.frontier is not None and not found.touch("frontier"):
+        found.add("frontier", attempt(cfg, "frontier") or _no_frontier(cfg))
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
+
+
+def _no_frontier(cfg: DictConfig) -> list[str]:
+    try:
+        build(cfg, "frontier").folders()
+    except ValueError as error:
+        return keyed("frontier", str(error))
+    return []
 
 
 def _check_nested(cfg: DictConfig, root: str, found: Findings) -> None:

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train a model as configured; everything about the run ends up in its folder.
+    """Train a model as configured; everything about the run ends up in its folder. With ``frontier``, only draw.
 
     Returns:
-        the metric named by ``optimized_metric``, or None when that is null.
+        the metric named by ``optimized_metric``, or None when that is null, or nothing is trained.
 
     Raises:
         ConfigError: before any work, naming every setting that is wrong.
@@ -41,6 +41,9 @@ def train(cfg: DictConfig) -> float | None:
     """
     lifecycle.quiet()
     data = checks.check_train(cfg)
+    if cfg.frontier is not None:
+        _draw(cfg)
+        return None
     _check_resume(cfg)
     config = _model_config(cfg, data)
     weights = start_weights(cfg.init_from, config, data.tokenizer) if cfg.init_from else None
@@ -62,6 +65,13 @@ def train(cfg: DictConfig) -> float | None:
         _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
         return checks.optimized_metric(cfg, metrics.latest)
+
+
+def _draw(cfg: DictConfig) -> None:
+    """Draw the runs of a study into the run folder."""
+    folder = Path(cfg.paths.run_dir)
+    lifecycle.prepare_run_folder(cfg, folder, lifecycle.provenance())
+    show(f"Frontier: {checks.build(cfg, 'frontier')(folder)}")
 
 
 def _check_resume(cfg: DictConfig) -> None:

@@ -13,8 +13,8 @@ from .settings import ConfigError
 from .sources import load
 
 # what the weights' shapes and meaning depend on; depth, context and ids may differ
-_SHAPE = ("hidden_size", "num_attention_heads", "intermediate_size", "prelude_layers", "core_layers", "coda_layers")
-_SHAPE += ("rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale")
+_SHAPE = ["hidden_size", "num_attention_heads", "intermediate_size", "prelude_layers", "core_layers", "coda_layers"]
+_SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale"]
 
 
 def start_path(init_from: str) -> str | Path:

@@ -3,7 +3,7 @@
 from .calibrate import CalibrationLook, ExitCalibration, calibrate_exit
 from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
-from .intervals import Interval, median_interval, paired_difference, wilson_interval
+from .intervals import Interval, mean_interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
 from .view import SamplerView, sampler_view
 
@@ -20,6 +20,7 @@ __all__ = [
     "comparison_samplers",
     "evaluate",
     "machine_stamp",
+    "mean_interval",
     "median_interval",
     "paired_difference",
     "sampler_view",

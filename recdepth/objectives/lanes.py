@@ -67,7 +67,9 @@ class Staircase:
     width_growth: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = [f"{k}={getattr(self, k)} must be at least 1" for k in ("width", "inner_steps") if getattr(self, k) < 1]
+        problems = [
+            f"{k}={getattr(self, k)} must be at least 1" for k in ("width", "inner_steps") if getattr(self, k) < 1
+        ]
         if min(self._headways, default=0) < 1:
             problems.append(f"headway={self.headway} must be at least 1, or a list of such numbers")
         if not 0 <= self.width_growth <= 1:

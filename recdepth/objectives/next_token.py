@@ -78,9 +78,7 @@ class NextToken:
         return next_token_loss(out.logits, batch["labels"], depth)
 
 
-def next_token_loss(
-    logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"], depth: int
-) -> Loss:
+def next_token_loss(logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"], depth: int) -> Loss:
     """Cross-entropy of the next token; labels are not shifted, -100 is ignored."""
     logits, targets = logits[:, :-1], labels[:, 1:]
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")

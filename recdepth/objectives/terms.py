@@ -179,7 +179,12 @@ class WavefrontLoss:
         self.backprop_depth = backprop_depth
 
     def plan(
-        self, batch: Mapping[str, Tensor], deep: DeepPass, vocab: int, progress: float, generator: torch.Generator | None
+        self,
+        batch: Mapping[str, Tensor],
+        deep: DeepPass,
+        vocab: int,
+        progress: float,
+        generator: torch.Generator | None,
     ) -> Plan:
         """Draw windows, openings, drafting windows and random tokens."""
         fronts = draw_fronts(batch["labels"], self.windows, generator)

@@ -181,7 +181,6 @@ class WaveRun:
         """What the lanes hold in this step."""
         if self._guessing:
             self._guess(number)
-        batch, windows, _ = self.positions.shape
         tokens = self.text.gather(2, self.positions)
         if self._replaced is not None:
             tokens = torch.where((self.opens == number) & (self._replaced >= 0), self._replaced, tokens)

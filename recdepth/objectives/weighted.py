@@ -48,7 +48,9 @@ class Weighted(NextToken):
         super().__init__(mean_recurrence, backprop_depth, depth_growth, grow_from, checkpoint_recurrences)
         self.weights = {PLAIN: 0.0, **weights}
         self.terms = dict(terms or {})
-        problems = [f"weights.{name}={weight} must be at least 0" for name, weight in weights.items() if not weight >= 0]
+        problems = [
+            f"weights.{name}={weight} must be at least 0" for name, weight in weights.items() if not weight >= 0
+        ]
         known = ", ".join([PLAIN, *self.terms])
         problems += [
             f"weights.{name}={weight} is of no term; there are {known}"

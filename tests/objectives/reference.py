@@ -30,7 +30,9 @@ class Notebook:
         return torch.stack([k for k, _ in known], 2), torch.stack([v for _, v in known], 2)
 
 
-def window_loss(model, ids, labels, front, opens, recurrences, seed, row=0, drafting=False, keep=1 << 30, deep_keep=1 << 30):
+def window_loss(
+    model, ids, labels, front, opens, recurrences, seed, row=0, drafting=False, keep=1 << 30, deep_keep=1 << 30
+):
     """Losses and logits of one window of one row, inner_steps 1: {lane: (loss or None, logits)}.
 
     Args:

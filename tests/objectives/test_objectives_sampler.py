@@ -45,12 +45,13 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("drafting", [True, False], ids=["drafts", "true text"])
+# with more headway the sampler guesses what lanes open with: it cannot be told the true text then
+CASES = [(True, each) for each in SETTINGS] + [(False, each) for each in SETTINGS if "headway" not in each]
+
+
+@pytest.mark.parametrize(("drafting", "settings"), CASES, ids=str)
 def test_a_window_goes_through_the_samplers_states(model, batch, settings, drafting) -> None:
     settings = {"num_steps": 6, "inner_steps": 1, "momentum": 0.0, "max_wavefront": 6, "headway": 1, **settings}
-    if not drafting and settings["headway"] > 1:
-        pytest.skip("the sampler guesses what lanes open with; it cannot be told the true text")
     sampler = DiffusionForcing(commit="depth", **settings)
     ids, front, width = batch["input_ids"][:1], 7, settings["max_wavefront"]
     TrueText.text = [*ids[0].tolist(), 0]

@@ -11,7 +11,7 @@ SEED, WIDTH, DEEPEST = 2, 4, 5
 
 
 def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch) -> None:
-    """One window, begun where the engine begins; every read-out, flip and residual counted in the engine's own steps."""
+    """One window, begun where the engine begins; all that is read out and flips, by the engine's steps."""
     ids, front = batch["input_ids"][:1].clone(), 6
     settings = {"inner_steps": 1, "momentum": 0.0, "commit": "depth", "max_wavefront": WIDTH}
     sampler = DiffusionForcing(num_steps=99, prefill_steps=4, **settings)  # nothing commits

@@ -54,13 +54,14 @@ def test_the_shared_pass_is_the_models_forward_bit_for_bit(model, batch) -> None
         assert plain[0].metrics["depth"] == ours[0].metrics["depth"]
     for depth, keep in ((1, 4), (5, 2), (3, 3)):
         gradients = []
-        for logits in (
-            lambda: model(batch["input_ids"], num_steps=depth, seed=1, backprop_depth=keep).logits,
-            lambda: deep_pass(model, batch["input_ids"], depth, keep, seed=1).logits,
-            lambda: deep_pass(model, batch["input_ids"], depth, keep, seed=1, checkpoint_recurrences=True).logits,
-        ):
+        for which in range(3):
             model.zero_grad()
-            logits().square().sum().backward()
+            if which == 0:
+                logits = model(batch["input_ids"], num_steps=depth, seed=1, backprop_depth=keep).logits
+            else:
+                saving = which == 2
+                logits = deep_pass(model, batch["input_ids"], depth, keep, 1, checkpoint_recurrences=saving).logits
+            logits.square().sum().backward()
             gradients.append([p.grad.clone() for p in model.parameters()])
         assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
 
@@ -92,10 +93,11 @@ def passes(model, call) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    "name", ["aware", "staircase", "draft_exposure", "independent_depths", "terminal_kv", "depth_consistency", "state_noise"]
+    "name",
+    ["aware", "staircase", "draft_exposure", "independent_depths", "terminal_kv", "depth_consistency", "state_noise"],
 )
 def test_every_objective_takes_at_most_twice_the_token_passes(name, model, composed_objective) -> None:
-    """On the quickstart's rows; a pass with gradients counts three times (docs: benchmarks/objectives.py has seconds)."""
+    """On the quickstart's rows; a pass with gradients counts three times. benchmarks/objectives.py has the seconds."""
     ids = torch.randint(11, (2, 112))
     batch = {"input_ids": ids, "labels": ids.masked_fill(torch.arange(112) < 40, -100)}
 
@@ -123,7 +125,10 @@ def test_every_objective_takes_at_most_twice_the_token_passes(name, model, compo
     ("weights", "message"),
     [
         ({"next_token": 0.0, **dict.fromkeys(TERMS, 0.0)}, "are all 0; set weights.next_token=1.0"),
-        ({"stairs": 1.0, **dict.fromkeys(TERMS, 0.0)}, "weights.stairs=1.0 is of no term; there are next_token, drafts"),
+        (
+            {"stairs": 1.0, **dict.fromkeys(TERMS, 0.0)},
+            "weights.stairs=1.0 is of no term; there are next_token, drafts",
+        ),
         ({"next_token": 1.0}, "terms.drafts=… has no weight; set weights.drafts"),
         ({"next_token": -1.0, **dict.fromkeys(TERMS, 0.0)}, "weights.next_token=-1.0 must be at least 0"),
     ],

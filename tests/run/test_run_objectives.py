@@ -46,7 +46,7 @@ def test_what_cannot_be_started_from_is_named(tiny, trained, tmp_path) -> None:
     wrong = ["model.hidden_size=64", "model.core_layers=2"]
     with pytest.raises(ConfigError) as caught:
         run.train(tiny(*QUICK, *wrong, f"init_from={trained}", folder="second"))
-    assert [p.split(":")[0] for p in caught.value.problems][0] == "model.hidden_size=64"
+    assert caught.value.problems[0].split(":")[0] == "model.hidden_size=64"
     assert any("has 1; set model.core_layers=1" in p for p in caught.value.problems)
     with pytest.raises(ConfigError, match="has a vocabulary of"):
         run.train(tiny(*QUICK, "data=pointer_chase", f"init_from={trained}", folder="second"))
@@ -84,9 +84,7 @@ def test_every_experiment_of_the_study_passes_the_checks(composed, trained, name
 
 def test_a_fine_tune_is_compared_by_the_studys_samplers(composed, trained, tmp_path) -> None:
     size = ["debug=fdr", "model=tiny", "model.hidden_size=32", "model.mean_recurrence=2", "report=false"]
-    run.train(
-        composed("experiment=df_aware/word_problems_finetune", "objective=aware", f"init_from={trained}", *size)
-    )
+    run.train(composed("experiment=df_aware/word_problems_finetune", "objective=aware", f"init_from={trained}", *size))
     rows = json.loads((tmp_path / "run" / "comparison.json").read_text())
     names = [row["sampler"] for row in rows]
     assert names[:3] == ["ar-4", "ar-2", "ar-1"] and {"df-paper", "df-r1-h4-early", "exact-h2"} <= set(names)
