@@ -48,7 +48,10 @@ class Frontier:
 
 
 def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
-    """A panel per setting: a colour per objective, a marker per sampler, bars for the 95 % interval over seeds.
+    """A panel per setting: a colour per objective, a marker per sampler.
+
+    Strong, joined and with 95 % intervals over seeds: samplers that no other one beats in both speed and accuracy, on
+    the models of the same objective. The others are faint.
 
     Args:
         runs: from :func:`recdepth.reporting.study.read_run`.
@@ -63,8 +66,12 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
         if any(run.rows[name]["settings"]["name"] != "autoregressive" for run in runs if name in run.rows)
     ]
     markers = {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(samplers)}
-    fig, axes = figure(6.2 * len(groups) + 2.4, 5.6, len(groups))
-    for ax, (setting, by_objective) in zip(axes, groups.items(), strict=True):
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    fig, axes = figure(6.4 * columns + 2.2, 4.8 * rows, columns, rows)
+    for ax in axes[len(groups) :]:
+        ax.set_visible(False)
+    for ax, (setting, by_objective) in zip(axes, groups.items(), strict=False):
         for objective, several in by_objective.items():
             cells = {name: cell(several, name) for name in samplers if all(name in run.rows for run in several)}
             _draw(ax, cells, colours[objective], markers)
@@ -76,7 +83,7 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
         ax.set_xlabel(f"speed-up over {reference} of the same model, batch 1")
         ax.grid(color="#eceff1", zorder=0)
         ax.set_axisbelow(True)
-    axes[0].set_ylabel("accuracy on held-out prompts")
+        ax.set_ylabel("accuracy on held-out prompts")
     handles = [axes[0].plot([], [], color=colours[name], lw=3, label=name)[0] for name in objectives]
     handles += [
         axes[0].plot([], [], color=INK, marker=markers[name], ls="", label=name, markeredgecolor="white", ms=8)[0]
@@ -92,22 +99,28 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
 
 
 def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str, str]) -> None:
-    """One objective's samplers, joined from slow to fast."""
-    line = sorted((each.speedup.value, each.accuracy.value) for each in cells.values())
-    ax.plot(*zip(*line, strict=True), color=colour, lw=1.0, alpha=0.5, zorder=1)
+    """One objective's samplers; the best of them are joined from slow to fast."""
+    best = [name for name, each in cells.items() if not any(_beats(other, each) for other in cells.values())]
+    line = sorted((cells[name].speedup.value, cells[name].accuracy.value) for name in best)
+    ax.plot(*zip(*line, strict=True), color=colour, lw=1.4, zorder=2)
     for name, each in cells.items():
         x, y = each.speedup, each.accuracy
-        bars = each.seeds > 1
+        bars = each.seeds > 1 and name in best
         ax.errorbar(
             x.value,
             y.value,
             xerr=[[x.value - max(x.low, x.value / 8)], [x.high - x.value]] if bars else None,
-            yerr=[[y.value - y.low], [y.high - y.value]] if bars else None,
+            yerr=[[y.value - max(y.low, 0.0)], [min(y.high, 1.0) - y.value]] if bars else None,
             fmt=markers[name],
             color=colour,
+            alpha=1.0 if name in best else 0.25,
             markeredgecolor="white",
-            ms=9,
-            elinewidth=1.0,
+            ms=9 if name in best else 6,
+            elinewidth=0.9,
             capsize=2,
-            zorder=2,
+            zorder=3 if name in best else 1,
         )
+
+
+def _beats(one: Cell, other: Cell) -> bool:
+    return one.speedup.value > other.speedup.value and one.accuracy.value >= other.accuracy.value
