@@ -51,6 +51,9 @@ class DraftExposure:
     Args:
         share: of the windows draft; the others see the true text.
         random_tokens: probability that a lane opens with a random token, corrected after one step.
+        wrong: weight of lanes that hold a wrong token, or stand behind one. They teach the model to look ahead past
+            tokens that it does not know yet, which is what more than one lane a step can gain by, and at the cost of
+            hedging: what they are to say does not follow from what they are given.
 
     Raises:
         ValueError: for values that are no fractions.
@@ -58,9 +61,10 @@ class DraftExposure:
 
     share: float = 0.5
     random_tokens: float = 0.0
+    wrong: float = 1.0
 
     def __post_init__(self) -> None:
-        if wrong := [k for k in ("share", "random_tokens") if not 0 <= getattr(self, k) <= 1]:
+        if wrong := [k for k in ("share", "random_tokens", "wrong") if not 0 <= getattr(self, k) <= 1]:
             raise ValueError("; ".join(f"{k}={getattr(self, k)} must lie between 0 and 1" for k in wrong))
 
 
@@ -134,7 +138,8 @@ class WavefrontLoss:
     those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
     ``schedule``), runs until the deep pass's r recurrences are over, and so is read out at depth ``r − o_j·r'``; in
     every recurrence it attends to the committed keys and to the newest ones of the lanes before it. With ``a_j`` the
-    lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over open lanes with a target.
+    lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over open lanes with a target (times
+    ``drafts.wrong`` where the lane or one before it in the window does not hold the true token).
 
     Gradients flow through the steps that hold the last ``backprop_depth`` recurrences.
 
@@ -233,17 +238,21 @@ class WavefrontLoss:
         counted = look.opened.flatten(1) & (targets != -100)
         targets = targets.masked_fill(~counted, -100).flatten()
         logits = look.logits.flatten(0, 1)
-        total = F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+        losses = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
         if self.consistency is not None:
             row = torch.arange(len(positions), device=positions.device)[:, None]
             teacher = deep.logits[row, positions].flatten(0, 1), deep.states[-1][row, positions].flatten(0, 1)
             distance = self.consistency(model, logits, look.states.flatten(0, 1), *teacher)
-            total = total + (distance * counted.flatten()).sum()
+            losses = losses + distance * counted.flatten()
+        if self.drafts is not None and self.drafts.wrong != 1.0:
+            losses = torch.where(look.right.flatten(), losses, self.drafts.wrong * losses)
+        total = losses.sum()
         with torch.no_grad():
             count = counted.sum().clamp(min=1)
             right = (logits.argmax(-1) == targets).sum() / count
+            inputs = (look.right.flatten(1) & counted).sum() / count
             mean_depth = (look.age.flatten(1) * counted).sum() / count
-        return Loss(total, count, {"accuracy": right, "lane_depth": mean_depth})
+        return Loss(total, count, {"accuracy": right, "right_inputs": inputs, "lane_depth": mean_depth})
 
 
 class DepthConsistency:

@@ -70,6 +70,7 @@ class Look:
 
     Attributes:
         tokens: what they held as input.
+        right: lanes that hold the true token, as do all before them in their window.
         opened: which lanes have opened; the others hold nothing of use.
         age: recurrences since they opened.
         states: [batch, lanes, dim], windows flattened into lanes, before the norm.
@@ -78,6 +79,7 @@ class Look:
     """
 
     tokens: LaneInts
+    right: LaneBools
     opened: LaneBools
     age: LaneInts
     states: Float[Tensor, "batch lanes dim"]
@@ -103,6 +105,7 @@ class WaveRun:
         self.opens = plan.opens.to(device).masked_fill(positions >= time, plan.steps)  # beyond the text: never
         self.positions = positions.clamp(max=time - 1)
         self.text = torch.nn.functional.pad(input_ids, (0, 1))[:, None].repeat(1, windows, 1)  # one place to spare
+        self._true = self.text.gather(2, self.positions)
         self.cache: WindowCache = deep.cache(model)
         self._span, self._mask = self._lay_out(time)
         self._replaced = None if plan.replaced is None else plan.replaced.to(device)
@@ -168,7 +171,8 @@ class WaveRun:
             with torch.no_grad():
                 logits = self.model.decode(s.detach(), self.cache, span)
             self._draft(logits, opened)
-        return Look(tokens, opened, age + passes, s, before, logits)
+        right = (tokens == self._true).long().cumprod(-1).bool()
+        return Look(tokens, right, opened, age + passes, s, before, logits)
 
     def _visible(self, opened: LaneBools) -> Tensor:
         """Closed lanes are keys for themselves alone, so that no softmax is empty."""

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from benchmarks import objectives
 
+from benchmarks import objectives
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 

@@ -142,6 +142,26 @@ def test_consistency_pulls_lanes_to_the_deep_pass_and_not_the_reverse(model, bat
         torch.testing.assert_close(ours[each], theirs[each], rtol=1e-8, atol=1e-10, msg=each)
 
 
+def test_lanes_behind_a_wrong_token_weigh_less(model, batch) -> None:
+    drafts = DraftExposure(share=1.0)
+    loss, plan = term_loss(model, batch, WavefrontLoss(Staircase(5, 1), 2, drafts))
+    less, _ = term_loss(model, batch, WavefrontLoss(Staircase(5, 1), 2, replace(drafts, wrong=0.25)))
+    run = WaveRun(model, batch["input_ids"], deep_pass(model, batch["input_ids"], DEPTH, 9, seed=SEED), plan)
+    look = run.run()
+    _, logits = slow_loss(model, batch, plan)
+    expected, seen = 0.0, set()
+    for (row, window, j), (position, lane) in logits.items():
+        front = position - j
+        held, true = look.tokens[row, window, : j + 1], batch["input_ids"][row, front : position + 1]
+        right = held.tolist() == true.tolist()
+        seen.add(right)
+        target = batch["labels"][row, position + 1]
+        expected += (1.0 if right else 0.25) * F.cross_entropy(lane, target)
+    assert seen == {True, False}
+    torch.testing.assert_close(less.sum, expected)
+    assert less.count == loss.count and 0 < less.metrics["right_inputs"] < 1
+
+
 def test_depth_consistency_by_hand(model, batch) -> None:
     deep = deep_pass(model, batch["input_ids"], DEPTH, 9, seed=SEED)
     term = DepthConsistency(Consistency(kl=1.0, latent=0.3))
