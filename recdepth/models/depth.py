@@ -7,19 +7,24 @@ import math
 import torch
 
 
-def sample_depth(mean: float, generator: torch.Generator | None = None, sigma: float = 0.5) -> int:
-    """Draw a training depth ``r ~ Poisson(LogNormal(log mean - sigma²/2, sigma)) + 1`` (2502.05171, section 3.3).
+def sample_depth(mean: float, generator: torch.Generator | None = None, sigma: float = 0.5, least: int = 1) -> int:
+    """Draw a training depth ``r ~ Poisson(LogNormal(log μ - sigma²/2, sigma)) + least``, μ = mean + 1 - least.
+
+    With ``least=1`` this is the distribution of 2502.05171, section 3.3.
 
     Args:
-        mean: mean of the log-normal rate, in recurrences; the depth's own mean is ``mean + 1``.
+        mean: in recurrences; the depth's own mean is ``mean + 1``, whatever the least.
         generator: torch's random source; None for the global one.
         sigma: spread of the log-normal.
+        least: the smallest depth.
 
     Raises:
-        ValueError: for a mean that is not positive.
+        ValueError: for a mean that is not positive, or below ``least``.
     """
     if not mean > 0:
         raise ValueError(f"mean_recurrence={mean} must be positive")
+    if least > 1 and not mean >= least:
+        raise ValueError(f"least_recurrence={least} exceeds mean_recurrence={mean}; lower it or raise the mean")
     normal = torch.randn((), generator=generator, dtype=torch.float64).item()
-    rate = math.exp(math.log(mean) - sigma**2 / 2 + sigma * normal)
-    return int(torch.poisson(torch.tensor(rate, dtype=torch.float64), generator=generator).item()) + 1
+    rate = math.exp(math.log(mean + 1 - least) - sigma**2 / 2 + sigma * normal)
+    return int(torch.poisson(torch.tensor(rate, dtype=torch.float64), generator=generator).item()) + least

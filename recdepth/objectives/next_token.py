@@ -25,6 +25,8 @@ class NextToken:
         depth_growth: fraction of the training over which r̄ grows linearly from ``grow_from``; 0 for none
             (as in retrofitted recurrence, arXiv 2511.07384).
         grow_from: r̄ at the start of the growth.
+        least_recurrence: no step has fewer recurrences, with the same mean: for tasks that cannot be done in fewer,
+            where shallow steps teach shortcuts; 1 is the paper's distribution.
         checkpoint_recurrences: recompute each recurrence in the backward pass to save memory.
 
     Raises:
@@ -37,6 +39,7 @@ class NextToken:
         backprop_depth: int | None = None,
         depth_growth: float = 0.0,
         grow_from: float = 1.0,
+        least_recurrence: int = 1,
         checkpoint_recurrences: bool = False,
     ):
         if mean_recurrence is not None and not mean_recurrence > 0:
@@ -47,10 +50,19 @@ class NextToken:
             raise ValueError(f"depth_growth={depth_growth} is a fraction of the training, between 0 and 1")
         if not grow_from > 0:
             raise ValueError(f"grow_from={grow_from} must be positive")
+        if least_recurrence < 1:
+            raise ValueError(f"least_recurrence={least_recurrence} must be at least 1")
+        means = {"mean_recurrence": mean_recurrence, "grow_from": grow_from if depth_growth else None}
+        for name, mean in means.items():
+            if mean is not None and least_recurrence > max(mean, 1):
+                raise ValueError(
+                    f"least_recurrence={least_recurrence} exceeds {name}={mean}; lower it or raise the mean"
+                )
         self.mean_recurrence = mean_recurrence
         self.backprop_depth = backprop_depth
         self.depth_growth = depth_growth
         self.grow_from = grow_from
+        self.least_recurrence = least_recurrence
         self.checkpoint_recurrences = checkpoint_recurrences
 
     def mean_at(self, model: RecurrentDepthForCausalLM, progress: float) -> float:
@@ -68,7 +80,7 @@ class NextToken:
         generator: torch.Generator | None = None,
     ) -> Loss:
         """The loss of a batch; see :class:`~recdepth.objectives.Objective`."""
-        depth = sample_depth(self.mean_at(model, progress), generator)
+        depth = sample_depth(self.mean_at(model, progress), generator, least=self.least_recurrence)
         out = model(
             batch["input_ids"],
             num_steps=depth,
