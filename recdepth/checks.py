@@ -16,7 +16,7 @@ from .checks_sample import check_sample
 from .data import DataModule, Split
 from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from .nodes import SEEDS, attempt, build, check_nodes, within
+from .nodes import SEEDS, attempt, build, callback_nodes, check_nodes, within
 from .settings import ConfigError, Findings, keyed, suggest, targets
 from .starting import start_path
 from .training import parameter_groups
@@ -189,7 +189,7 @@ def _exceeds(length: int | None, context: int | None) -> Iterator[str]:
 
 
 def _levels(cfg: DictConfig, data: DataModule) -> Iterator[str]:
-    if "curriculum" not in (cfg.get("callbacks") or {}):
+    if "curriculum" not in callback_nodes(cfg):
         return
     task: Any = getattr(data, "task", None)
     if not hasattr(task, "level") or not hasattr(task, "max_level"):
@@ -202,7 +202,7 @@ def _held_out(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[st
     """Whether there are as many held-out prompts as evaluation and comparison ask for."""
     needs: list[tuple[Split, int]] = []
     key = "callbacks.sampler_evaluation"
-    if "sampler_evaluation" in (cfg.get("callbacks") or {}) and not found.touch(key):
+    if "sampler_evaluation" in callback_nodes(cfg) and not found.touch(key):
         count = OmegaConf.select(cfg, key).get("items", 0)
         needs += [("validation", count), ("test", count)]
     if cfg.compare is True and not found.touch("comparison"):
@@ -245,7 +245,7 @@ def _unknown_metric(cfg: DictConfig) -> Iterator[str]:
 
 def _metrics(cfg: DictConfig) -> dict[str, str] | None:
     """The names of the metrics that the run will log, with patterns; None where parts of others may log any."""
-    callbacks: Any = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
+    callbacks: Any = OmegaConf.to_container(OmegaConf.create(callback_nodes(cfg)), resolve=False)
     names = ["epoch", *(f"train/{name}" for name in ("loss", "depth", "token_accuracy", "lr", "tokens_per_second"))]
     names += ["val/loss"] if cfg.trainer.limit_val_batches else []
     patterns: dict[str, str] = {}

@@ -17,6 +17,7 @@ from . import checks, lifecycle
 from .console import append_jsonl, show, show_sample, show_stats
 from .data import DataModule
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .nodes import callback_nodes
 from .reporting import WavefrontGrid, plot_wavefront, write_report
 from .sampling import SampleStats, Trace
 from .settings import ConfigError
@@ -107,11 +108,11 @@ def _module(cfg: DictConfig, config: RecurrentDepthConfig) -> TrainingModule:
 
 def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Trainer:
     callbacks: list[lightning.Callback] = [Throughput(), StopOnCtrlC()]
-    callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
+    callbacks += [checks.build(cfg, f"callbacks.{name}") for name in callback_nodes(cfg)]
     callbacks.append(Export(folder / "model", data.tokenizer))
     loggers: list[Logger] = [checks.build(cfg, "logger")] if cfg.get("logger") else []
     loggers.append(MetricsFile(folder / "metrics.jsonl"))
-    progress = "progress" in (cfg.get("callbacks") or {})
+    progress = "progress" in callback_nodes(cfg)
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
 
 

@@ -28,8 +28,8 @@ class Weighted(NextToken):
     Args:
         weights: of ``next_token`` and of the terms, by name.
         terms: by name; each of them has a weight.
-        mean_recurrence, backprop_depth, depth_growth, grow_from, checkpoint_recurrences: of the deep pass, as in
-            :class:`NextToken`.
+        mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence, checkpoint_recurrences: of the deep
+            pass, as in :class:`NextToken`.
 
     Raises:
         ValueError: for weights that are negative, all zero, or of terms that are not there.
@@ -43,9 +43,12 @@ class Weighted(NextToken):
         backprop_depth: int | None = None,
         depth_growth: float = 0.0,
         grow_from: float = 1.0,
+        least_recurrence: int = 1,
         checkpoint_recurrences: bool = False,
     ):
-        super().__init__(mean_recurrence, backprop_depth, depth_growth, grow_from, checkpoint_recurrences)
+        super().__init__(
+            mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence, checkpoint_recurrences
+        )
         self.weights = {PLAIN: 0.0, **weights}
         self.terms = dict(terms or {})
         problems = [
@@ -84,7 +87,7 @@ class Weighted(NextToken):
         if not active:
             loss = super().__call__(model, batch, progress, generator)
             return loss if weight == 1.0 else Loss(weight * loss.sum, loss.count, loss.metrics)
-        depth = sample_depth(self.mean_at(model, progress), generator)
+        depth = sample_depth(self.mean_at(model, progress), generator, least=self.least_recurrence)
         plain = bool(weight) or any(term.through_states for term in active.values())
         with torch.set_grad_enabled(plain and torch.is_grad_enabled()):
             deep = deep_pass(

@@ -11,7 +11,7 @@ from recdepth import checks, run
 from recdepth.settings import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-STUDY = sorted(p.stem for p in (CONF / "experiment" / "df_aware").glob("*.yaml"))
+STUDY = sorted({p.stem for p in (CONF / "experiment" / "df_aware").glob("*.yaml")} - {"frontier"})  # which draws
 QUICK = ["callbacks=checkpoint", "logger=none", "trainer.limit_val_batches=1", "data.validation_items=16"]
 
 
@@ -107,3 +107,10 @@ def test_objectives_are_checked_from_the_inside_out(composed) -> None:
     assert problem == "objective.terms.drafts.drafts.share=2 must lie between 0 and 1"
     with pytest.raises(ConfigError, match="objective.weights.stairs=1.0 is of no term; there are next_token"):
         checks.check_train(composed("objective=aware", "+objective.weights.stairs=1.0"))
+
+
+def test_a_callback_that_is_null_is_left_out(tiny, tmp_path) -> None:
+    run.train(tiny("callbacks.sampler_evaluation=null", "callbacks.progress=null"))
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
+    with pytest.raises(ConfigError, match="val/accuracy/autoregressive is not logged by this run"):
+        checks.check_train(tiny("callbacks.sampler_evaluation=null", "optimized_metric=val/accuracy/autoregressive"))
