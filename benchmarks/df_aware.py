@@ -83,12 +83,12 @@ def study(args: argparse.Namespace) -> Iterator[Run]:
                         yield Run(f"{task}-finetune-{budget}-{objective}-{seed}", (*words, f"init_from={start}"))
 
 
-def budgets(steps: int | None, time: str | None) -> dict[str, list[str]]:
-    """Overrides for as many steps, and for as much time; None leaves a budget out."""
+def budgets(steps: int, time: str) -> dict[str, list[str]]:
+    """Overrides for as many steps, and for as much time; 0 or an empty text leaves a budget out."""
     found = {}
-    if steps is not None:
+    if steps:
         found["steps"] = [f"trainer.max_steps={steps}", "trainer.max_time=null", f"trainer.val_check_interval={steps}"]
-    if time is not None:
+    if time:
         found["time"] = ["trainer.max_steps=-1", f"trainer.max_time='{time}'", "trainer.val_check_interval=100000"]
     return found
 
@@ -115,8 +115,8 @@ def main() -> int:
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES, help="of the fine-tunes")
     parser.add_argument("--recipe", default="aware", help="the objective that is also trained from scratch")
     parser.add_argument("--base", nargs=3, action="append", default=[], metavar=("TASK", "SEED", "FOLDER"))
-    parser.add_argument("--scratch-steps", type=int, default=1000)
-    parser.add_argument("--scratch-time", default="00:00:10:00", help="DD:HH:MM:SS")
+    parser.add_argument("--scratch-steps", type=int, default=1000, help="0: no runs of equal steps")
+    parser.add_argument("--scratch-time", default="00:00:10:00", help="DD:HH:MM:SS; empty: none")
     parser.add_argument("--finetune-steps", type=int, default=200)
     parser.add_argument("--finetune-time", default="00:00:02:00", help="DD:HH:MM:SS")
     parser.add_argument("--accuracy-prompts", type=int, default=700, help="per run: three seeds make 2100")

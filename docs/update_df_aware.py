@@ -135,7 +135,8 @@ def section(setting: Setting, by_objective: Mapping[str, Sequence[StudyRun]]) ->
     prompts = f"{first['n']} prompts a seed for accuracy, {first['speed_n']} at batch 1 for speed"
     facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['cores']} "
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
-    title = f"## {str(setting)[0].upper()}{str(setting)[1:]}"
+    name = str(setting).replace("_", " ")
+    title = f"## {name[0].upper()}{name[1:]}"
     return "\n".join([title, "", *headline(by_objective), *view(by_objective), *every_sampler(by_objective), facts, ""])
 
 

@@ -97,7 +97,7 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     page = script("docs/update_df_aware.py").page(
         [read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))]
     )
-    assert "## Word_problems, from scratch, equal steps" in page and "fine-tuned, equal time" in page
+    assert "## Word problems, from scratch, equal steps" in page and "fine-tuned, equal time" in page
     line = next(line for line in page.splitlines() if line.startswith("| aware | 3 |"))
     assert line.endswith("| 1.80 |")  # 9 over 5
     assert "9.00 ± 2.48" in line and "nan" not in page
