@@ -104,10 +104,22 @@ def _check_constructors(cfg: DictConfig, found: Findings) -> None:
             found.add(key, attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
     for root in ("objective", "callbacks"):
         _check_nested(cfg, root, found)
+    if not found.touch("callbacks"):
+        found.add("callbacks", _not_chosen(cfg))
     if cfg.frontier is not None and not found.touch("frontier"):
         found.add("frontier", attempt(cfg, "frontier") or _no_frontier(cfg))
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
+
+
+def _not_chosen(cfg: DictConfig) -> Iterator[str]:
+    """Settings of callbacks that the chosen group lacks: an experiment's, with other callbacks than its own."""
+    for name, node in callback_nodes(cfg).items():
+        if "_target_" not in node:
+            yield (
+                f"callbacks.{name} has settings, but is not among the callbacks chosen; choose it too, as"
+                f" callbacks=[…,{name}], or leave it out by callbacks.{name}=null"
+            )
 
 
 def _no_frontier(cfg: DictConfig) -> list[str]:

@@ -114,3 +114,10 @@ def test_a_callback_that_is_null_is_left_out(tiny, tmp_path) -> None:
     assert not (tmp_path / "run" / "samples.jsonl").exists()
     with pytest.raises(ConfigError, match="val/accuracy/autoregressive is not logged by this run"):
         checks.check_train(tiny("callbacks.sampler_evaluation=null", "optimized_metric=val/accuracy/autoregressive"))
+
+
+def test_settings_of_a_callback_that_is_not_chosen_are_named(composed) -> None:
+    found = "callbacks.sampler_evaluation has settings, but is not among the callbacks chosen"
+    with pytest.raises(ConfigError, match=found):
+        checks.check_train(composed("experiment=quickstart", "callbacks=sampler_view"))
+    checks.check_train(composed("experiment=quickstart", "callbacks=sampler_view", "callbacks.sampler_evaluation=null"))
