@@ -17,8 +17,9 @@ from .checks_sweep import goals, listed, on_error
 from .data import DataModule, Split
 from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from .nodes import SEEDS, attempt, build, check_nodes, within
+from .nodes import SEEDS, attempt, build, callback_nodes, check_nodes, within
 from .settings import ConfigError, Findings, keyed, suggest, targets
+from .starting import start_path
 from .training import parameter_groups
 
 __all__ = ["ConfigError", "build", "check_sample", "check_train", "checkpoint_path", "on_cpu", "optimized_metric"]
@@ -32,10 +33,12 @@ TRAIN_KEYS: dict[str, Any] = {
     "optimized_metric": str | list[str] | None,
     "optimized_direction": str | list[str],
     "resume": str | None,
+    "init_from": str | None,
     "compile": bool,
     "compare": bool,
     "report": bool,
     "allocator": bool,
+    "frontier": dict | None,
     "evaluation": dict,
     "comparison": dict,
     **dict.fromkeys(("paths", "sweep", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
@@ -101,14 +104,42 @@ def on_cpu(cfg: DictConfig) -> bool:
 
 def _check_constructors(cfg: DictConfig, found: Findings) -> None:
     """What the constructors that cost nothing object to; inner nodes first, so that each problem is named once."""
-    keys = ["model", "objective", "scheduler", *(["comparison"] if cfg.compare is True else [])]
+    keys = ["model", "scheduler", *(["comparison"] if cfg.compare is True else [])]
     for key in keys:
         if not found.touch(key):
             found.add(key, attempt(cfg, key, **({"vocab_size": 2} if key == "model" else {})))
+    for root in ("objective", "callbacks"):
+        _check_nested(cfg, root, found)
+    if not found.touch("callbacks"):
+        found.add("callbacks", _not_chosen(cfg))
+    if cfg.frontier is not None and not found.touch("frontier"):
+        found.add("frontier", attempt(cfg, "frontier") or _no_frontier(cfg))
     if not found.touch("optimizer"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
-    callbacks = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
-    for key, node in sorted(targets(callbacks, "callbacks"), key=lambda pair: -pair[0].count(".")):
+
+
+def _not_chosen(cfg: DictConfig) -> Iterator[str]:
+    """Settings of callbacks that the chosen group lacks: an experiment's, with other callbacks than its own."""
+    for name, node in callback_nodes(cfg).items():
+        if "_target_" not in node:
+            yield (
+                f"callbacks.{name} has settings, but is not among the callbacks chosen; choose it too, as"
+                f" callbacks=[…,{name}], or leave it out by callbacks.{name}=null"
+            )
+
+
+def _no_frontier(cfg: DictConfig) -> list[str]:
+    try:
+        build(cfg, "frontier").folders()
+    except ValueError as error:
+        return keyed("frontier", str(error))
+    return []
+
+
+def _check_nested(cfg: DictConfig, root: str, found: Findings) -> None:
+    """A node's constructors from the inside out."""
+    settings = OmegaConf.to_container(OmegaConf.create(cfg.get(root) or {}), resolve=False)
+    for key, node in sorted(targets(settings, root), key=lambda pair: -pair[0].count(".")):
         if str(node["_target_"]).startswith("recdepth.") and not found.touch(key):
             found.add(key, attempt(cfg, key))
 
@@ -176,7 +207,7 @@ def _exceeds(length: int | None, context: int | None) -> Iterator[str]:
 
 
 def _levels(cfg: DictConfig, data: DataModule) -> Iterator[str]:
-    if "curriculum" not in (cfg.get("callbacks") or {}):
+    if "curriculum" not in callback_nodes(cfg):
         return
     task: Any = getattr(data, "task", None)
     if not hasattr(task, "level") or not hasattr(task, "max_level"):
@@ -189,7 +220,7 @@ def _held_out(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[st
     """Whether there are as many held-out prompts as evaluation and comparison ask for."""
     needs: list[tuple[Split, int]] = []
     key = "callbacks.sampler_evaluation"
-    if "sampler_evaluation" in (cfg.get("callbacks") or {}) and not found.touch(key):
+    if "sampler_evaluation" in callback_nodes(cfg) and not found.touch(key):
         count = OmegaConf.select(cfg, key).get("items", 0)
         needs += [("validation", count), ("test", count)]
     if cfg.compare is True and not found.touch("comparison"):
@@ -233,18 +264,26 @@ def _unknown_metric(cfg: DictConfig) -> Iterator[str]:
 
 def _metrics(cfg: DictConfig) -> dict[str, str] | None:
     """The names of the metrics that the run will log, with patterns; None where parts of others may log any."""
-    callbacks: Any = OmegaConf.to_container(OmegaConf.create(cfg.get("callbacks") or {}), resolve=False)
+    callbacks: Any = OmegaConf.to_container(OmegaConf.create(callback_nodes(cfg)), resolve=False)
     names = ["epoch", *(f"train/{name}" for name in ("loss", "depth", "token_accuracy", "lr", "tokens_per_second"))]
     names += ["val/loss"] if cfg.trainer.limit_val_batches else []
     patterns: dict[str, str] = {}
-    if cfg.objective.get("_target_") != "recdepth.objectives.NextToken":
-        return None
+    match cfg.objective.get("_target_"):
+        case "recdepth.objectives.NextToken":
+            pass
+        case "recdepth.objectives.Weighted":
+            patterns |= {f"train/{name}": rf"train/{name}(_\w+)?" for name in cfg.objective.weights}
+        case _:
+            return None
     for callback in callbacks.values():
         match str(callback.get("_target_")).rsplit(".", 1):
             case ["recdepth.training", "Curriculum"]:
                 names += ["curriculum/level", "curriculum/accuracy"]
             case ["recdepth.training", "DepthLoss"]:
                 patterns |= {f"val/loss_depth_{depth}": r"val/loss_depth_\d+" for depth in callback.get("depths", [1])}
+            case ["recdepth.training", "WavefrontView"]:
+                names += [f"val/{name}" for name in ("flips_per_token", "recurrences_to_convergence", "kv_agreement")]
+                names += [f"val/draft_accuracy_depth_{depth}" for depth in callback.get("depths", [1, 2, 4, 8])]
             case ["recdepth.training", "SamplerEvaluation"]:
                 splits = ["val", "test"] if callback.get("during_training", True) else ["test"]
                 kinds = [
@@ -272,6 +311,21 @@ def _no_checkpoint(cfg: DictConfig) -> list[str]:
     return []
 
 
+def _no_start(cfg: DictConfig) -> list[str]:
+    if cfg.init_from is None:
+        return []
+    if cfg.resume is not None:
+        return [
+            f"init_from={cfg.init_from} and resume={cfg.resume} exclude each other: a resumed run has its own weights;"
+            " drop one"
+        ]
+    try:
+        start_path(cfg.init_from)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def _devices(cfg: DictConfig) -> Iterator[str]:
     accelerator, precision = cfg.trainer.get("accelerator", "auto"), str(cfg.trainer.get("precision"))
     count = torch.cuda.device_count()
@@ -294,6 +348,7 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("optimized_metric", "optimized_direction"): goals,
     ("sweep",): on_error,
     ("resume",): _no_checkpoint,
+    ("init_from", "resume"): _no_start,
     ("seed",): within("seed", 0, SEEDS),
     ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,
 }

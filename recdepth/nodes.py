@@ -30,6 +30,11 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
         raise cause or error from None
 
 
+def callback_nodes(cfg: DictConfig) -> dict[str, Any]:
+    """The callbacks by name; one that is null is left out."""
+    return {name: node for name, node in (cfg.get("callbacks") or {}).items() if node is not None}
+
+
 def check_nodes(cfg: DictConfig, known: Mapping[str, Any], found: Findings) -> None:
     """Unfilled, unknown and wrongly typed settings, top-level ones and those of every ``_target_``."""
     for key in sorted(OmegaConf.missing_keys(cfg)):

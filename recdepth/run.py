@@ -22,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .nodes import callback_nodes
 from .reporting import WandbRun, read_metrics, recorded, wandb_run_of, write_pictures, write_report
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
+from .starting import start_weights
 from .training import (
     Export,
     KeepWandbRun,
@@ -47,10 +49,11 @@ _UNREADABLE = (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFErr
 
 
 def train(cfg: DictConfig) -> float | list[float | None] | None:
-    """Train a model as configured; everything about the run ends up in its folder.
+    """Train a model as configured; everything about the run ends up in its folder. With ``frontier``, only draw.
 
     Returns:
-        the metric named by ``optimized_metric``, a list for a list of names, or None when that is null.
+        the metric named by ``optimized_metric``, a list for a list of names, or None when that is null, or nothing is
+        trained.
 
     Raises:
         ConfigError: before any work, naming every setting that is wrong.
@@ -58,8 +61,13 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     """
     lifecycle.quiet()
     data = checks.check_train(cfg)
+    if cfg.frontier is not None:
+        _draw(cfg)
+        return None
     _check_resume(cfg)
     _go_on(cfg)
+    config = _model_config(cfg, data)
+    weights = start_weights(cfg.init_from, config, data.tokenizer) if cfg.init_from else None
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -67,7 +75,9 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
-        module = _module(cfg, data)
+        module = _module(cfg, config)
+        if weights is not None:
+            module.model.load_state_dict(weights)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -94,6 +104,13 @@ def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
                 log.info("Report: %s", write_report(folder))
             except OSError as error:  # a full disk must not hide how the run ended
                 log.error("The report could not be written to %s: %s", folder, error)
+
+
+def _draw(cfg: DictConfig) -> None:
+    """Draw the runs of a study into the run folder."""
+    folder = Path(cfg.paths.run_dir)
+    lifecycle.prepare_run_folder(cfg, folder, lifecycle.provenance())
+    show(f"Frontier: {checks.build(cfg, 'frontier')(folder)}")
 
 
 def _check_resume(cfg: DictConfig) -> None:
@@ -124,9 +141,12 @@ def _go_on(cfg: DictConfig) -> None:
     log.info("Goes on from its checkpoint at step %d", step)
 
 
-def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
+def _model_config(cfg: DictConfig, data: DataModule) -> RecurrentDepthConfig:
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    return checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+
+
+def _module(cfg: DictConfig, config: RecurrentDepthConfig) -> TrainingModule:
     model = RecurrentDepthForCausalLM(config)
     if cfg.compile:
         able, why = can_compile("cpu" if checks.on_cpu(cfg) else "cuda")
@@ -141,12 +161,12 @@ def _module(cfg: DictConfig, data: DataModule) -> TrainingModule:
 
 def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Trainer:
     callbacks: list[lightning.Callback] = [Throughput(), StepAxis(), StopOnCtrlC()]
-    callbacks += [checks.build(cfg, f"callbacks.{name}") for name in cfg.get("callbacks") or {}]
+    callbacks += [checks.build(cfg, f"callbacks.{name}") for name in callback_nodes(cfg)]
     callbacks.append(Export(folder / "model", data.tokenizer))
     continued = _continued(cfg, folder)
     callbacks.append(KeepWandbRun(folder, continued))
     loggers = _loggers(cfg, folder, **({"id": continued.id} if continued is not None else {}))
-    progress = "progress" in (cfg.get("callbacks") or {})
+    progress = "progress" in callback_nodes(cfg)
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
 
 

@@ -3,11 +3,12 @@
 from .calibrate import CalibrationLook, ExitCalibration, calibrate_exit
 from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
-from .intervals import Interval, median_interval, paired_difference, wilson_interval
+from .intervals import Interval, mean_interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
 from .traced import Traced, autoregressive_baseline, trace_call
 from .tune import FinalCheck, Search, Tuner, Tuning
 from .tune_bench import Decoding, ModelBench, TuneLog
+from .view import SamplerView, sampler_view
 
 __all__ = [
     "CalibrationLook",
@@ -17,6 +18,7 @@ __all__ = [
     "FinalCheck",
     "Interval",
     "ModelBench",
+    "SamplerView",
     "Search",
     "Timings",
     "Traced",
@@ -30,8 +32,10 @@ __all__ = [
     "comparison_samplers",
     "evaluate",
     "machine_stamp",
+    "mean_interval",
     "median_interval",
     "paired_difference",
+    "sampler_view",
     "time_in_turn",
     "trace_call",
     "wilson_interval",

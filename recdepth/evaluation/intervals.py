@@ -115,3 +115,37 @@ def median_interval(values: Sequence[float], level: float = 0.95, draws: int = 2
     picks = np.random.default_rng(0).integers(len(sample), size=(draws, len(sample)))
     low, high = np.quantile(np.median(sample[picks], axis=1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.median(sample)), float(low), float(high))
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean of a few values, such as those of several seeds, with Student's t interval.
+
+    One value has no interval: its limits are nan.
+
+    Args:
+        values: at least one.
+        level: coverage.
+    """
+    sample = np.asarray(values, dtype=float)
+    if not len(sample):
+        raise ValueError("no values to take the mean of; give those of at least one seed")
+    mean = float(sample.mean())
+    if len(sample) == 1:
+        return Interval(mean, math.nan, math.nan)
+    half = _student(level, len(sample) - 1) * float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    return Interval(mean, mean - half, mean + half)
+
+
+def _student(level: float, degrees: int) -> float:
+    """The t beyond which, on both sides together, lies what the level leaves; by Simpson's rule and bisection."""
+    _quantile(level)  # complains
+    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+
+    def inside(t: float) -> float:
+        x = np.linspace(0.0, t, 4001)
+        density = scale * (1 + x * x / degrees) ** (-(degrees + 1) / 2)
+        return float(
+            2 * (t / 4000) / 3 * (density[0] + 4 * density[1::2].sum() + 2 * density[2:-1:2].sum() + density[-1])
+        )
+
+    return _bisect(lambda t: level - inside(t), 0.0, 700.0)

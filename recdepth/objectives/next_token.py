@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from recdepth.models import RecurrentDepthForCausalLM, sample_depth
@@ -86,10 +87,15 @@ class NextToken:
             backprop_depth=self.backprop_depth or model.config.backprop_depth,
             checkpoint_recurrences=self.checkpoint_recurrences,
         )
-        logits, targets = out.logits[:, :-1], batch["labels"][:, 1:]
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-        with torch.no_grad():
-            counted = targets != -100
-            count = counted.sum().clamp(min=1)
-            right = ((logits.argmax(-1) == targets) & counted).sum() / count
-        return Loss(total, count, {"depth": float(depth), "token_accuracy": right})
+        return next_token_loss(out.logits, batch["labels"], depth)
+
+
+def next_token_loss(logits: Float[Tensor, "batch time vocab"], labels: Int[Tensor, "batch time"], depth: int) -> Loss:
+    """Cross-entropy of the next token; labels are not shifted, -100 is ignored."""
+    logits, targets = logits[:, :-1], labels[:, 1:]
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    with torch.no_grad():
+        counted = targets != -100
+        count = counted.sum().clamp(min=1)
+        right = ((logits.argmax(-1) == targets) & counted).sum() / count
+    return Loss(total, count, {"depth": float(depth), "token_accuracy": right})

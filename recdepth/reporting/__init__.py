@@ -2,6 +2,7 @@
 
 from .comparison import plot_comparison, print_comparison, write_comparison
 from .curves import plot_depth_loss, plot_training_curves, read_metrics
+from .frontier import Frontier, plot_frontier
 from .overview import read_overview, write_overview, write_sweep_report
 from .page import write_pictures, write_report
 from .status import recorded
@@ -15,6 +16,7 @@ from .wavefront import WavefrontGrid, plot_wavefront
 from .wavefront_page import WavefrontBatch, wavefront_data, write_wavefront_page
 
 __all__ = [
+    "Frontier",
     "Job",
     "JobStatus",
     "Stream",
@@ -25,6 +27,7 @@ __all__ = [
     "pareto_front",
     "plot_comparison",
     "plot_depth_loss",
+    "plot_frontier",
     "plot_metric_by_key",
     "plot_parallel",
     "plot_pareto",

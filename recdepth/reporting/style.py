@@ -13,10 +13,10 @@ GREY, INK, RED = "#9aa0a6", "#202124", "#d93025"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches with a row of axes."""
+def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches with rows of axes, row by row."""
     canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
-    axes = canvas.figure.subplots(1, columns, squeeze=False)[0]
+    axes = canvas.figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=10)

@@ -299,20 +299,25 @@ class Front:
         for ahead in range(1, int((width - self.width).max(initial=0)) if headway.max(initial=0) > 1 else 1):
             position = np.minimum(self.front + self.width + ahead, self.capacity)
             fresh = position < self.front + width
-            self.tokens[fresh, position[fresh]] = self._guess(position)[fresh]
+            self.tokens[fresh, position[fresh]] = look_up(self.tokens, position)[fresh]
         self.width = width  # depth and age are 0 where no lane has been before
 
-    def _guess(self, position: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-        """What followed the last time that the row's text held the two tokens (else the one) before a position.
 
-        Prompt-lookup drafting; where the last token is new to the text, it is repeated.
-        """
-        rows = np.arange(len(position))
-        last, before = self.tokens[rows, position - 1], self.tokens[rows, position - 2]
-        places = np.arange(self.capacity - 1)
-        same = (self.tokens[:, :-2] == last[:, None]) & (places < (position - 1)[:, None])
-        both = same.copy()
-        both[:, 0] = False
-        both[:, 1:] &= self.tokens[:, :-3] == before[:, None]
-        at = ((same.astype(np.int64) + both) * self.capacity + places * same).argmax(1)
-        return np.where(same[rows, at], self.tokens[rows, at + 1], last)
+def look_up(tokens: Int[np.ndarray, "rows places"], position: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    """What followed the last time that each row's text held the two tokens (else the one) before a position.
+
+    Prompt-lookup drafting; where the last token is new to the text, it is repeated.
+
+    Args:
+        tokens: texts; only what stands before the position is read. One spare place at the end.
+        position: at least 1, one for each row.
+    """
+    rows, capacity = np.arange(len(position)), tokens.shape[1] - 1
+    last, before = tokens[rows, position - 1], tokens[rows, position - 2]
+    places = np.arange(capacity - 1)
+    same = (tokens[:, :-2] == last[:, None]) & (places < (position - 1)[:, None])
+    both = same.copy()
+    both[:, 0] = False
+    both[:, 1:] &= tokens[:, :-3] == before[:, None]
+    at = ((same.astype(np.int64) + both) * capacity + places * same).argmax(1)
+    return np.where(same[rows, at], tokens[rows, at + 1], last)

@@ -1,6 +1,16 @@
 """Training: wiring and logging only. The maths is in models, objectives and sampling."""
 
-from .callbacks import Curriculum, DepthLoss, Export, Progress, SamplerEvaluation, StepAxis, StopOnCtrlC, Throughput
+from .callbacks import (
+    Curriculum,
+    DepthLoss,
+    Export,
+    Progress,
+    SamplerEvaluation,
+    StepAxis,
+    StopOnCtrlC,
+    Throughput,
+    WavefrontView,
+)
 from .comparison import Comparison
 from .loggers import MetricsFile, wandb_logger
 from .module import TrainingModule
@@ -26,6 +36,7 @@ __all__ = [
     "Throughput",
     "TrainingModule",
     "WarmupStableDecay",
+    "WavefrontView",
     "parameter_groups",
     "wandb_logger",
     "wandb_run_of_checkpoint",

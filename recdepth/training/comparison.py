@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
@@ -19,7 +19,7 @@ from recdepth.reporting import (
     write_comparison,
     write_wavefront_page,
 )
-from recdepth.sampling import Sampler
+from recdepth.sampling import Autoregressive, Sampler
 
 from .loggers import log_html, log_image, log_table
 from .ranges import at_least_one
@@ -36,12 +36,21 @@ class Comparison:
         accuracy_prompts: prompts for accuracy, per sampler.
         speed_prompts: prompts for speed, at batch 1.
         batch_size: of the accuracy part.
+        samplers: by name, measured beside AR at r and every smaller power of two; None for the standard ones. The
+            wavefront drawn is that of the last one.
 
     Raises:
         ValueError: for values out of range.
     """
 
-    def __init__(self, num_steps: int = 32, accuracy_prompts: int = 300, speed_prompts: int = 24, batch_size: int = 64):
+    def __init__(
+        self,
+        num_steps: int = 32,
+        accuracy_prompts: int = 300,
+        speed_prompts: int = 24,
+        batch_size: int = 64,
+        samplers: Mapping[str, Sampler] | None = None,
+    ):
         at_least_one(
             num_steps=num_steps,
             accuracy_prompts=accuracy_prompts,
@@ -52,6 +61,12 @@ class Comparison:
         self.accuracy_prompts = accuracy_prompts
         self.speed_prompts = speed_prompts
         self.batch_size = batch_size
+        self.samplers = comparison_samplers(num_steps)
+        if samplers is not None:
+            plain = {name: each for name, each in self.samplers.items() if isinstance(each, Autoregressive)}
+            if taken := sorted(plain.keys() & samplers.keys()):
+                raise ValueError(f"samplers.{taken[0]}=… has the name of a reference, AR at a power of two; rename it")
+            self.samplers = {**plain, **samplers}
 
     def __call__(
         self,
@@ -63,7 +78,7 @@ class Comparison:
     ) -> list[Row]:
         """Compare; everything ends up in ``folder`` and with the loggers. Returns a row per sampler."""
         loggers = list(loggers)
-        samplers = comparison_samplers(self.num_steps)
+        samplers = self.samplers
         reference = next(iter(samplers))
         items = data.evaluation_items(max(self.accuracy_prompts, self.speed_prompts), split="test")
         with eager_seams(model):
@@ -86,7 +101,7 @@ class Comparison:
         finally:
             log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
         log_image(loggers, "comparison_plot", folder / "comparison.png")
-        files = _wavefront(samplers["df-headway"], model, data, items[: self.speed_prompts], folder, seed)
+        files = _wavefront(samplers[next(reversed(samplers))], model, data, items[: self.speed_prompts], folder, seed)
         if not files:
             log.info("No wavefront: the first token ended the text, for every prompt tried")
         for path in files:

@@ -6,6 +6,7 @@ from .export import Export
 from .interrupt import StopOnCtrlC
 from .progress import Progress
 from .sampler_evaluation import SamplerEvaluation
+from .sampler_view import WavefrontView
 from .steps import StepAxis
 from .throughput import Throughput
 
@@ -18,4 +19,5 @@ __all__ = [
     "StepAxis",
     "StopOnCtrlC",
     "Throughput",
+    "WavefrontView",
 ]

@@ -1,0 +1,126 @@
+"""Speed-up against accuracy for all objectives of a study, in one picture."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
+from .style import GREY, INK, PALETTE, figure, save
+
+_MARKERS = "os^vDP*X<>"
+
+
+class Frontier:
+    """Draws the runs of a study; what ``experiment=df_aware/frontier`` does instead of training.
+
+    Args:
+        runs: run folders; patterns such as ``outputs/df_aware/*`` are expanded, folders without a comparison skipped.
+
+    Raises:
+        ValueError: for no pattern.
+    """
+
+    def __init__(self, runs: Sequence[str]):
+        if not runs:
+            raise ValueError("runs=[] names no run folder; give some, or a pattern such as outputs/df_aware/*")
+        self.runs = list(runs)
+
+    def folders(self) -> list[Path]:
+        """Finished runs.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        found = sorted({Path(path) for pattern in self.runs for path in glob.glob(pattern)})
+        finished = [folder for folder in found if (folder / "comparison.json").is_file()]
+        if not finished:
+            raise ValueError(f"runs={self.runs} hold no run with a comparison.json; run benchmarks/df_aware.py first")
+        return finished
+
+    def __call__(self, folder: Path) -> Path:
+        """Draw ``frontier.png`` into a folder; returns its path."""
+        return plot_frontier([read_run(each) for each in self.folders()], folder / "frontier.png")
+
+
+def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
+    """A panel per setting: a colour per objective, a marker per sampler.
+
+    Strong, joined and with 95 % intervals over seeds: samplers that no other one beats in both speed and accuracy, on
+    the models of the same objective. The others are faint.
+
+    Args:
+        runs: from :func:`recdepth.reporting.study.read_run`.
+        path: of the PNG.
+    """
+    groups = grouped(runs)
+    objectives = sorted({run.objective for run in runs}, key=lambda name: (name != PLAIN, name))
+    colours = {name: GREY if name == PLAIN else PALETTE[i % len(PALETTE)] for i, name in enumerate(objectives, -1)}
+    samplers = [
+        name
+        for name in dict.fromkeys(name for run in runs for name in run.rows)
+        if any(run.rows[name]["settings"]["name"] != "autoregressive" for run in runs if name in run.rows)
+    ]
+    markers = {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(samplers)}
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    fig, axes = figure(6.4 * columns + 2.2, 4.8 * rows, columns, rows)
+    for ax in axes[len(groups) :]:
+        ax.set_visible(False)
+    for ax, (setting, by_objective) in zip(axes, groups.items(), strict=False):
+        for objective, several in by_objective.items():
+            cells = {name: cell(several, name) for name in samplers if all(name in run.rows for run in several)}
+            _draw(ax, cells, colours[objective], markers)
+        ax.set_title(str(setting), loc="left")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        reference = next(iter(by_objective.values()))[0].reference
+        ax.set_xlabel(f"speed-up over {reference} of the same model, batch 1")
+        ax.grid(color="#eceff1", zorder=0)
+        ax.set_axisbelow(True)
+        ax.set_ylabel("accuracy on held-out prompts")
+    handles = [axes[0].plot([], [], color=colours[name], lw=3, label=name)[0] for name in objectives]
+    handles += [
+        axes[0].plot([], [], color=INK, marker=markers[name], ls="", label=name, markeredgecolor="white", ms=8)[0]
+        for name in samplers
+    ]
+    fig.legend(handles=handles, loc="outside right center", frameon=False, fontsize=10)
+    seeds = sorted({len(several) for by_objective in groups.values() for several in by_objective.values()})
+    counted = " or ".join(map(str, seeds))
+    fig.suptitle(
+        f"{counted} seeds; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK
+    )
+    return save(fig, path)
+
+
+def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str, str]) -> None:
+    """One objective's samplers; the best of them are joined from slow to fast."""
+    best = [name for name, each in cells.items() if not any(_beats(other, each) for other in cells.values())]
+    line = sorted((cells[name].speedup.value, cells[name].accuracy.value) for name in best)
+    ax.plot(*zip(*line, strict=True), color=colour, lw=1.4, zorder=2)
+    for name, each in cells.items():
+        x, y = each.speedup, each.accuracy
+        bars = each.seeds > 1 and name in best
+        ax.errorbar(
+            x.value,
+            y.value,
+            xerr=[[x.value - max(x.low, x.value / 8)], [x.high - x.value]] if bars else None,
+            yerr=[[y.value - max(y.low, 0.0)], [min(y.high, 1.0) - y.value]] if bars else None,
+            fmt=markers[name],
+            color=colour,
+            alpha=1.0 if name in best else 0.25,
+            markeredgecolor="white",
+            ms=9 if name in best else 6,
+            elinewidth=0.9,
+            capsize=2,
+            zorder=3 if name in best else 1,
+        )
+
+
+def _beats(one: Cell, other: Cell) -> bool:
+    return one.speedup.value > other.speedup.value and one.accuracy.value >= other.accuracy.value

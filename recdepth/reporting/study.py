@@ -1,0 +1,181 @@
+"""Runs of a study, from their folders: what was trained how, and how the samplers fared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from recdepth.evaluation import Interval, mean_interval
+from recdepth.evaluation.compare import EQUAL_DIFFERENCE
+
+PLAIN = "next_token"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs of a study have in common but for objective and seed.
+
+    Attributes:
+        task: the choice of ``data``.
+        start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
+        budget: ``equal steps`` or ``equal time``.
+    """
+
+    task: str
+    start: str
+    budget: str
+
+    def __str__(self) -> str:
+        return f"{self.task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}, {self.budget}"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run.
+
+    Attributes:
+        setting: see :class:`Setting`.
+        objective: the choice of ``objective``.
+        seed: of the run.
+        config: the run's configuration, unresolved.
+        rows: its comparison, by sampler.
+        metrics: the last value of every metric.
+        seconds: of the run up to the last logged step of training, over all of its sessions where it was resumed.
+        steps: optimizer steps.
+    """
+
+    setting: Setting
+    objective: str
+    seed: int
+    config: Mapping[str, Any]
+    rows: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, float]
+    seconds: float
+    steps: int
+
+    @property
+    def reference(self) -> str:
+        """The name of AR at r."""
+        return next(iter(self.rows))
+
+
+def read_run(folder: Path) -> StudyRun:
+    """Read a run folder, or what ``benchmarks/df_aware.py`` keeps of one.
+
+    Raises:
+        ValueError: naming the file that is missing.
+    """
+    config = yaml.safe_load(_text(folder, "config.yaml"))
+    choices = yaml.safe_load(_text(folder, "choices.yaml") if (folder / "choices.yaml").exists() else _choices(folder))
+    comparison = json.loads(_text(folder, "comparison.json"))
+    lines = [json.loads(line) for line in _text(folder, "metrics.jsonl").splitlines()]
+    training = [line for line in lines if "train/loss" in line]
+    latest: dict[str, float] = {}
+    for line in lines:
+        latest |= {name: value for name, value in line.items() if value is not None}
+    setting = Setting(
+        task=choices["data"],
+        start="finetune" if "finetune" in config["tags"] else "scratch",
+        budget="equal time" if config["trainer"]["max_time"] else "equal steps",
+    )
+    return StudyRun(
+        setting=setting,
+        objective=choices["objective"],
+        seed=config["seed"],
+        config=config,
+        rows={row["sampler"]: row for row in comparison},
+        metrics=latest,
+        seconds=_seconds(training),
+        steps=training[-1]["step"] + 1 if training else 0,
+    )
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """A resumed run's clock starts anew: the ends of all sessions add up."""
+    clock = [line["seconds"] for line in lines]
+    return sum(now for now, following in zip(clock, [*clock, 0.0][1:], strict=True) if following < now)
+
+
+def choices_of(folder: Path) -> dict[str, str]:
+    """The choices of ``data`` and ``objective`` that Hydra noted in a run folder."""
+    choices = yaml.safe_load(_choices(folder))
+    return {name: str(choices[name]) for name in ("data", "objective", "experiment")}
+
+
+def _choices(folder: Path) -> str:
+    noted = yaml.safe_load(_text(folder, ".hydra/hydra.yaml"))
+    return json.dumps(noted["hydra"]["runtime"]["choices"])
+
+
+def _text(folder: Path, name: str) -> str:
+    for path in (folder / name, folder / ".hydra" / name):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise ValueError(f"{folder} lacks {name}; give the folder of a finished run with compare=true")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A sampler on the models of one objective in one setting, over seeds; intervals are 95 %, of the mean over seeds.
+
+    Attributes:
+        seeds: how many.
+        accuracy: mean score.
+        difference: to AR at r on the same model.
+        speedup: over AR at r on the same model.
+        speedup_equal: over the fastest one-token-at-a-time sampler of equal accuracy on the same model.
+        core_passes, token_passes, flips: per token.
+    """
+
+    seeds: int
+    accuracy: Interval
+    difference: Interval
+    speedup: Interval
+    speedup_equal: Interval
+    core_passes: Interval
+    token_passes: Interval
+    flips: Interval
+
+
+def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
+    """Runs of one objective and setting that differ in the seed."""
+
+    def over_seeds(column: str) -> Interval:
+        return mean_interval([run.rows[sampler][column] for run in runs])
+
+    return Cell(
+        seeds=len(runs),
+        accuracy=over_seeds("accuracy"),
+        difference=over_seeds("difference"),
+        speedup=over_seeds("speedup"),
+        speedup_equal=over_seeds("speedup_equal_accuracy"),
+        core_passes=over_seeds("core_passes_per_token"),
+        token_passes=over_seeds("token_passes_per_token"),
+        flips=over_seeds("flips_per_token"),
+    )
+
+
+def grouped(runs: Iterable[StudyRun]) -> dict[Setting, dict[str, list[StudyRun]]]:
+    """Runs by setting and objective, plain first, seeds in order."""
+    found: dict[Setting, dict[str, list[StudyRun]]] = {}
+    order = sorted(runs, key=lambda r: (str(r.setting), r.objective != PLAIN, r.objective, r.seed))
+    for run in order:
+        found.setdefault(run.setting, {}).setdefault(run.objective, []).append(run)
+    return found
+
+
+def fastest_equal(runs: Sequence[StudyRun], needed: float) -> tuple[str, Cell] | None:
+    """The fastest wavefront sampler whose mean accuracy is at least ``needed`` less half a point; None if none is."""
+    wavefronts = [
+        name
+        for name, row in runs[0].rows.items()
+        if row["settings"]["name"] in ("diffusion_forcing", "exact") and all(name in run.rows for run in runs)
+    ]
+    good = {name: cell(runs, name) for name in wavefronts}
+    good = {name: each for name, each in good.items() if each.accuracy.value >= needed + EQUAL_DIFFERENCE}
+    return max(good.items(), key=lambda pair: pair[1].speedup.value, default=None)

@@ -1,0 +1,79 @@
+"""What the sampler cares about, on the validation batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from recdepth.evaluation import SamplerView, sampler_view
+
+from ..module import TrainingModule
+from ..ranges import at_least_one
+from ..seams import eager_seams
+
+
+class WavefrontView(Callback):
+    """Logs how a wavefront fares on the first validation batches, with fixed places and noise.
+
+    ``val/draft_accuracy_depth_<d>``: share of right drafts of lanes of that age, on the model's own drafts.
+    ``val/flips_per_token``: drafts that changed, per lane. ``val/recurrences_to_convergence``: until the state moves
+    less than ``threshold`` in a recurrence, the largest depth where it does not. ``val/kv_agreement``: share of
+    positions whose prediction at r̄ is the same with shared as with per-depth KV.
+
+    Args:
+        depths: recurrences at which drafts are looked at.
+        threshold: ε of one recurrence.
+        width: lanes of a window.
+        windows: per row.
+        batches: validation batches used.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (1, 2, 4, 8),
+        threshold: float = 0.03,
+        width: int = 8,
+        windows: int = 2,
+        batches: int = 2,
+    ):
+        at_least_one(depths=min(depths, default=0), width=width, windows=windows, batches=batches)
+        if not threshold > 0:
+            raise ValueError(f"threshold={threshold} must be above 0")
+        self.settings: dict[str, Any] = {"depths": tuple(depths), "threshold": threshold, "width": width}
+        self.settings["windows"] = windows
+        self.batches = batches
+        self._view = SamplerView()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._view = SamplerView()
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if batch_idx >= self.batches:
+            return
+        with trainer.precision_plugin.val_step_context(), eager_seams(pl_module.model):
+            sampler_view(
+                self._view,
+                pl_module.model,
+                batch["input_ids"],
+                batch["labels"],
+                num_steps=pl_module.validation_depth,
+                seed=pl_module.seed,
+                **self.settings,
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in self._view.metrics().items():
+            pl_module.log(f"val/{name}", value, sync_dist=True)

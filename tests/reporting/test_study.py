@@ -1,0 +1,147 @@
+"""The study of objectives: reading runs, the page, the picture, and the driver that makes the runs."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from benchmarks import df_aware as driver
+from recdepth import checks, run
+from recdepth.evaluation import mean_interval
+from recdepth.reporting.frontier import Frontier
+from recdepth.reporting.study import Setting, cell, fastest_equal, grouped, read_run
+from recdepth.settings import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = {"parameters": 1e6, "dtype": "float32", "cpu": "some", "cores": 2, "torch_threads": 2, "torch": "2"}
+
+
+def script(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(name, kind, accuracy, speedup, **more):
+    numbers = {
+        "accuracy": accuracy,
+        "difference": accuracy - 0.9,
+        "speedup": speedup,
+        "speedup_equal_accuracy": speedup / 2,
+    }
+    passes = {"core_passes_per_token": 1.0, "token_passes_per_token": 2.0, "flips_per_token": 0.1}
+    return {
+        "sampler": name,
+        "settings": {"name": kind},
+        "n": 700,
+        "speed_n": 24,
+        "machine": MACHINE,
+        **numbers,
+        **passes,
+    }
+
+
+def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_time=None) -> Path:
+    folder.mkdir(parents=True)
+    config = {"tags": list(tags), "seed": seed, "trainer": {"max_time": max_time}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "choices.yaml").write_text(yaml.safe_dump({"data": "word_problems", "objective": objective}))
+    rows = [row("ar-32", "autoregressive", 0.9, 1.0), row("df-r1", "diffusion_forcing", 0.9, 4.0 + fast + seed)]
+    rows.append(row("df-h4", "diffusion_forcing", 0.5, 9.0))
+    (folder / "comparison.json").write_text(json.dumps(rows))
+    lines = [{"step": 3, "seconds": 5.0, "train/loss": 1.0}, {"step": 7, "seconds": 2.0, "train/loss": 0.5}]
+    lines.append({"step": 8, "seconds": 3.0, "val/kv_agreement": 0.75})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    for seed in range(3):
+        write(tmp_path / f"plain{seed}", "next_token", seed, 0.0)
+        write(tmp_path / f"aware{seed}", "aware", seed, 4.0)
+    write(tmp_path / "tuned", "aware", 0, 1.0, tags=["df_aware", "finetune"], max_time="00:00:02:00")
+    (tmp_path / "unfinished").mkdir()
+    return tmp_path
+
+
+def test_a_run_is_read_and_its_sessions_add_up(runs) -> None:
+    found = read_run(runs / "plain1")
+    assert found.setting == Setting("word_problems", "scratch", "equal steps")
+    assert (found.objective, found.seed, found.steps, found.seconds) == ("next_token", 1, 8, 7.0)
+    assert found.metrics["val/kv_agreement"] == 0.75 and found.reference == "ar-32"
+    assert read_run(runs / "tuned").setting == Setting("word_problems", "finetune", "equal time")
+    with pytest.raises(ValueError, match=r"unfinished lacks config.yaml"):
+        read_run(runs / "unfinished")
+
+
+def test_seeds_are_averaged_and_the_fastest_equal_sampler_is_found(runs) -> None:
+    groups = grouped(read_run(path.parent) for path in runs.glob("*/comparison.json"))
+    scratch = groups[Setting("word_problems", "scratch", "equal steps")]
+    assert list(scratch) == ["next_token", "aware"] and [r.seed for r in scratch["aware"]] == [0, 1, 2]
+    found = cell(scratch["next_token"], "df-r1")
+    assert found.speedup.value == 5.0 and found.speedup.low == pytest.approx(5 - 4.302653 / math.sqrt(3), abs=1e-5)
+    name, best = fastest_equal(scratch["aware"], 0.9)
+    assert name == "df-r1" and best.speedup.value == 9.0  # df-h4 is faster and wrong
+    assert fastest_equal(scratch["aware"], 0.95) is None
+    alone = mean_interval([2.0])
+    assert alone.value == 2.0 and math.isnan(alone.low)
+
+
+def test_the_page_has_every_number_and_the_gain(runs) -> None:
+    page = script("docs/update_df_aware.py").page(
+        [read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))]
+    )
+    assert "## Word problems, from scratch, equal steps" in page and "fine-tuned, equal time" in page
+    line = next(line for line in page.splitlines() if line.startswith("| aware | 3 |"))
+    assert line.endswith("| 1.80 |")  # 9 over 5
+    assert "9.00 ± 2.48" in line and "nan" not in page
+    assert "No plain runs" in page
+
+
+def test_the_frontier_is_drawn_instead_of_training(runs, tmp_path) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        folder = tmp_path / "drawn"
+        overrides = ["experiment=df_aware/frontier", f"frontier.runs=['{runs}/*']", f"paths.run_dir={folder}"]
+        assert run.train(compose("train", overrides=overrides)) is None
+        assert (folder / "frontier.png").stat().st_size > 10_000
+        assert not (folder / "model").exists()
+        overrides[1] = f"frontier.runs=['{tmp_path}/nowhere/*']"
+        with pytest.raises(ConfigError, match=r"frontier.runs=.*hold no run with a comparison.json"):
+            checks.check_train(compose("train", overrides=overrides))
+    with pytest.raises(ValueError, match="names no run folder"):
+        Frontier([])
+
+
+def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> None:
+    arguments = ["--outputs", str(tmp_path), "--seeds", "0", "--tasks", "word_problems"]
+    monkeypatch.setattr("sys.argv", ["df_aware.py", "--list", *arguments])
+    assert driver.main() == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 4 + 2 * len(driver.OBJECTIVES) and all(line.endswith("to do") for line in listed)
+    assert listed[0].startswith("[1/20] word_problems-scratch-steps-next_token-0:")
+
+    made = driver.Run("word_problems-finetune-steps-aware-0", ("seed=0",))
+    folder = made.folder(tmp_path)
+    assert not any(word.startswith("resume=") for word in made.command(tmp_path))
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    assert made.command(tmp_path)[-2:] == [f"resume={folder}", "init_from=null"]
+    (folder / ".hydra").mkdir()
+    choices = {"data": "word_problems", "objective": "aware", "experiment": "df_aware/word_problems_finetune", "x": 1}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}}))
+    config = {"tags": [], "seed": 0, "trainer": {"max_time": None}}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / ".hydra" / "provenance.json").write_text('{"torch": "2", "command": ["secret/path"]}')
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "comparison.json").write_text(json.dumps([row("ar-32", "autoregressive", 1.0, 1.0)]))
+    assert made.finished(tmp_path)
+    monkeypatch.setattr(driver, "DATA", tmp_path / "kept")
+    driver.keep(folder)
+    assert read_run(tmp_path / "kept" / made.name).objective == "aware" == read_run(folder).objective
+    assert "secret" not in (tmp_path / "kept" / made.name / "provenance.json").read_text()
