@@ -15,8 +15,9 @@ def _watch() -> None:
     """Wait for the end of standard input: the sweep's process is gone, so stop as after Ctrl-C."""
     while os.read(0, 1):  # not through sys.stdin, which a thread must not hold when Python ends
         pass
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # also wakes it from a wait
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # also wakes it from a wait
     else:
         _thread.interrupt_main()
     time.sleep(_GRACE)
