@@ -26,14 +26,14 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, run and return the results of the jobs that were run."""
         from recdepth.sweeps.plan import PlannedJob, placed, plan_of, read_jobs, write_plan
-        from recdepth.sweeps.resume import same_jobs, unfinished
+        from recdepth.sweeps.resume import of_jobs, same_jobs, unfinished
 
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides([*self._parse_config(), *of_jobs(arguments)])
         (jobs,) = self.split_arguments(overrides, None)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)

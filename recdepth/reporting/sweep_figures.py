@@ -121,7 +121,7 @@ def plot_pareto(sweep: Sweep) -> Figure | None:
     front = pareto_front(sweep)
     fig, (ax,) = figure(10.5, 5.2)
     rest = [job for job in jobs if job not in front]
-    ax.plot(*_points(rest, across, up), "o", color=GREY, ms=7, mec="white", label="beaten in both", ls="none")
+    ax.plot(*_points(rest, across, up), "o", color=GREY, ms=7, mec="white", label="beaten by the front", ls="none")
     line = sorted(zip(*_points(front, across, up), strict=True))
     ax.plot(*zip(*line, strict=True), color=PALETTE[0], lw=1.4, drawstyle="default", zorder=2)
     ax.plot(*zip(*line, strict=True), "D", color=PALETTE[0], ms=9, mec="white", zorder=3, label="Pareto front")

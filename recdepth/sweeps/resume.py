@@ -50,6 +50,11 @@ def resumed(folder: Path, program: str, given: Sequence[str]) -> list[str]:
     return ["-m", *{**kept, **now}.values(), f"sweep.resume={_quoted(folder)}", f"hydra.sweep.dir={_quoted(folder)}"]
 
 
+def of_jobs(arguments: Iterable[str]) -> list[str]:
+    """The overrides that a sweep's jobs get: the same whether the sweep is resumed or not."""
+    return [override for override in arguments if _key(override) != "sweep.resume"]
+
+
 def same_jobs(folder: Path, before: Sequence[PlannedJob], now: Sequence[PlannedJob]) -> Sequence[PlannedJob]:
     """The jobs of a resumed sweep as they were planned; a configuration file may have changed since.
 

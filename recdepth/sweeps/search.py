@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..reporting.sweep import JobStatus, read_status
 from .plan import PlannedJob, placed, read_jobs, write_plan
+from .resume import of_jobs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Search(OptunaSweeperImpl):
         if self.storage is not None:
             self.n_trials = self._remainder()
         try:
-            super().sweep(arguments)
+            super().sweep(of_jobs(arguments))
         except JobFailed as error:
             log.info("sweep.on_error=stop: %s", error)
         except ValueError as error:

@@ -16,7 +16,7 @@ def _watch() -> None:
     while os.read(0, 1):  # not through sys.stdin, which a thread must not hold when Python ends
         pass
     main = threading.main_thread().ident
-    if main is not None and hasattr(signal, "pthread_kill"):
+    if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, signal.SIGINT)  # also wakes it from a wait
     else:
         _thread.interrupt_main()

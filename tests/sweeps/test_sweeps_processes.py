@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobStatus
 
 from recdepth.reporting.sweep import read_sweep
 
@@ -62,11 +63,27 @@ def test_the_death_of_the_sweep_and_ctrl_c_end_the_jobs_too(start) -> None:
     assert "Traceback" not in output
 
 
-def test_submitit_really_runs_and_a_killed_job_is_one_failure(start) -> None:
+def test_submitit_really_runs_and_a_failing_job_is_one_failure(start) -> None:
     pytest.importorskip("submitit", reason="the extra 'sweeps' is not installed")
     sweep = Path("sweeps/c")
-    process = start("x=0,2", "task=trouble", "sweep.name=c", "hydra/launcher=slurm_local")
+    process = start("x=0,1", "task=trouble", "sweep.name=c", "hydra/launcher=slurm_local")
     output, _ = process.communicate(timeout=120)
-    assert states(sweep) == ["finished", "killed"], output
+    assert states(sweep) == ["finished", "failed"], output
     assert read_sweep(sweep).jobs[0].status.metric == {"double": 0, "square": 0}
-    assert "1 finished, 1 killed" in output
+    assert "1 finished, 1 failed" in output
+
+
+def test_the_death_of_a_job_of_submitit_is_its_failure_alone() -> None:
+    submitit = pytest.importorskip("submitit", reason="the extra 'sweeps' is not installed")
+    from hydra_plugins.recdepth_plugins.submitit import _Patient
+
+    class Dead:
+        job_id = "7"
+
+        def results(self):
+            raise submitit.core.utils.UncompletedJobError("no output\nof job 7")
+
+    (returned,) = _Patient(Dead()).results()
+    assert returned.status == JobStatus.FAILED
+    with pytest.raises(RuntimeError, match="job 7: no output"):
+        _ = returned.return_value

@@ -42,6 +42,7 @@ def test_a_killed_search_runs_only_the_remainder_and_retires_the_killed_trial(mu
     assert len(set(first.calls + second.calls)) == 6  # and none is drawn twice, though the seed is fixed
     assert [job.folder.name for job in sweep.finished] == list("012345")
     assert sweep.jobs[2].status.attempt == 2
+    assert sweep.swept == ["x"]
     assert (sweep.folder / "pareto.png").exists()
 
     third = interrupted_at(99)
