@@ -295,7 +295,6 @@ def sample(cfg: DictConfig) -> list[str]:
         )
         show_stats(total)
         (folder / "stats.json").write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
-        _log_metrics(loggers, total, [s["score"] for s in samples if s["score"] is not None])
         log_samples(loggers, total, samples, watch.draw(folder))
     return [sample["text"] for sample in samples]
 
@@ -326,20 +325,6 @@ def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
     if wanted is None or isinstance(wanted, str):
         return None if wanted is None else metrics.get(wanted)
     return [metrics.get(name) for name in wanted]
-
-
-def _log_metrics(loggers: list[Logger], stats: SampleStats, scores: list[float]) -> None:
-    """Accuracy (of held-out items), speed and work, to ``metrics.jsonl`` and the logger."""
-    tokens = max(stats.new_tokens, 1)
-    metrics = {
-        **({"accuracy": sum(scores) / len(scores)} if scores else {}),
-        "tokens_per_second": stats.tokens_per_second,
-        "recurrences_per_token": stats.recurrences_per_token,
-        "core_passes_per_token": stats.core_passes / tokens,
-        "token_passes_per_token": stats.token_passes / tokens,
-    }
-    for logger in loggers:
-        logger.log_metrics(metrics, step=0)
 
 
 def _problems(error: ValueError) -> list[str]:

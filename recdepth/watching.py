@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from .checks_sample import SAMPLE_METRICS
 from .console import show, show_prompt, show_sample, show_verdict, verdict
 from .evaluation import Traced, autoregressive_baseline, machine_stamp, trace_call
 from .reporting import Stream, WavefrontBatch, plot_wavefront, write_wavefront_page
@@ -125,8 +126,10 @@ def log_samples(
     passes = {f"{n}_per_token": getattr(stats, n) / max(stats.new_tokens, 1) for n in ("core_passes", "token_passes")}
     scores = [s["score"] for s in samples if s["score"] is not None]
     metrics = {**vars(stats), **passes, **({"accuracy": sum(scores) / len(scores)} if scores else {})}
+    named = {f"sample/{name}": value for name, value in metrics.items()}
+    compared = {name: metrics[name] for name in SAMPLE_METRICS if name in metrics}  # by sweeps
     for logger in loggers:
-        logger.log_metrics({f"sample/{name}": value for name, value in metrics.items()}, step=0)
+        logger.log_metrics({**compared, **named}, step=0)
     log_table(
         loggers, "samples", [{k: s[k] for k in ("sampler", "prompt", "text", "answer", "score")} for s in samples]
     )
