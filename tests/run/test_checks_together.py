@@ -200,7 +200,6 @@ def test_a_job_that_fails_later_does_not_stop_the_others(command, tmp_path) -> N
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     result = command("sample.py", "-m", f"model_path={tmp_path / 'a'},{tmp_path / 'b'}", "prompt=x")
-    assert result.returncode == 2, result.stderr
-    for name in ("a", "b"):
-        assert f"model_path={tmp_path / name}:" in result.stderr
+    assert result.returncode == 1, result.stderr  # the sweep ran; what failed is named at its end
+    assert "2 jobs: 2 failed" in result.stdout
     assert "Traceback" not in result.stderr

@@ -106,7 +106,7 @@ def test_a_branch_is_a_run_of_its_own(tiny, first, tmp_path, monkeypatch) -> Non
     run.train(tiny(*resumed, "logger.continue_run=false", folder="branch"))
     run.train(tiny(*resumed, "logger.project=other", folder="other"))
     with monkeypatch.context() as sweeping:  # two jobs that start from one checkpoint must not be merged
-        hydra = OmegaConf.create({"mode": RunMode.MULTIRUN})
+        hydra = OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}})
         sweeping.setattr(HydraConfig, "initialized", lambda: True)
         sweeping.setattr(HydraConfig, "get", lambda: hydra)
         run.train(tiny(*resumed, folder="job"))
