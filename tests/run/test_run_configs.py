@@ -18,6 +18,7 @@ NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     ("hparams_search", "basic"): ["hydra.mode=null"],
+    ("experiment", "tune_sampler"): ["tune.overwrite=true"],
 }
 FOR_SAMPLING = {"tune_sampler"}  # experiments of sample.py
 ON_GPU = {("trainer", "gpu"), ("trainer", "ddp")}
