@@ -121,8 +121,10 @@ def conclusion(facts: Facts) -> list[str]:
             f"{_times(final, 'speedup_paper')} times as fast as {facts['paper']}, {_times(final, 'speedup')} times"
             f" as {facts['reference']} (medians, 95 % intervals)."
         )
-        if facts["winner"] != facts["paper"] and final["speedup_paper_low"] <= 1:
-            lines.append(f"That is not distinguishable from {facts['paper']}'s speed, or slower.")
+        if final["speedup_paper_high"] < 1:
+            lines.append(f"It is slower than {facts['paper']}.")
+        elif final["speedup_paper_low"] <= 1 and facts["winner"] != facts["paper"]:
+            lines.append(f"Its speed is not distinguishable from that of {facts['paper']}.")
     return lines
 
 

@@ -21,6 +21,7 @@ NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
+    ("experiment", "tune_sampler"): ["tune.overwrite=true"],
 }
 FOR_SAMPLE = {
     ("hparams_search", "sampler"),

@@ -50,11 +50,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tuning(composed, trained, tmp_path, monkeypatch) -> Callable[..., float | None]:
-    """Tune in this process; named samplers go under tmp_path."""
+@pytest.fixture(autouse=True)
+def own_samplers(tmp_path, monkeypatch) -> None:
+    """In this process, named samplers go under tmp_path."""
     for module in (checks_tune, run_tune):
         monkeypatch.setattr(module, "local_samplers", lambda: tmp_path / "local")
+
+
+@pytest.fixture
+def tuning(composed, trained) -> Callable[..., float | None]:
+    """Tune in this process."""
 
     def run(*overrides: str, folder: str = "run", source: str = "run_dir='{}'") -> float | None:
         return run_tune.tune(composed(*SMALL, source.format(trained), *overrides, name="sample", folder=folder))
