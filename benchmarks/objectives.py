@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
             "ratio": whole,
             "ratio_median": statistics.median(ratios),
             "ratio_quartiles": [low, high],
-            "token_passes": token_passes(objectives[name], model, batches[:20]),
+            "token_passes": token_passes(objectives[name], model, batches[:8]),
         }
     return {
         "overrides": args.set,

@@ -56,10 +56,11 @@ def sampler_view(
     depths: Sequence[int] = (1, 2, 4, 8),
     threshold: float = 0.03,
     width: int = 8,
+    headway: int = 1,
     windows: int = 2,
     seed: int = 0,
 ) -> None:
-    """Add a batch to ``view``: wavefronts of the sampler (r' = 1, headway 1, shared KV) at random places of the texts.
+    """Add a batch to ``view``: wavefronts of the sampler (r' = 1, shared KV) at random places of the texts.
 
     Every lane goes on until the last one of its window has reached the largest depth, on the model's own drafts; what
     counts of it are its read-outs up to that depth. The draws depend on the seed alone.
@@ -71,7 +72,7 @@ def sampler_view(
         num_steps: recurrences of the text before the windows, and of both sides of ``kv_agreement``.
         depths: at which drafts are compared with the true text.
         threshold: a lane has settled when ``‖s − s_prev‖ / ‖s‖`` falls below, one recurrence apart.
-        width, windows: lanes of a window, windows of a row.
+        width, headway, windows: lanes of a window, lanes opened a step, windows of a row.
         seed: of the places and of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -79,8 +80,8 @@ def sampler_view(
     targets = F.pad(labels[:, 1:], (0, 1), value=-100)
     fronts = draw_fronts(labels, windows, generator)
     deepest = max(depths)
-    steps = deepest + width - 1
-    opens = Staircase(width, 1).opens((len(fronts), windows), steps, 1.0, None)
+    steps = deepest - (1 - width) // headway
+    opens = Staircase(width, headway).opens((len(fronts), windows), steps, 1.0, None)
     drafting = torch.ones(fronts.shape, dtype=torch.bool)
     run = WaveRun(model, input_ids, deep, Plan(fronts, opens, steps, 1, drafting, seed=seed))
     wanted = targets.gather(1, run.positions.flatten(1))

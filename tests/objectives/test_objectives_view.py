@@ -1,6 +1,7 @@
 """The validation metrics that the sampler cares about, against the sampler itself."""
 
 import numpy as np
+import pytest
 import torch
 
 from recdepth.evaluation import SamplerView, sampler_view
@@ -10,10 +11,11 @@ from recdepth.sampling.wavefront import Wavefront
 SEED, WIDTH, DEEPEST = 2, 4, 5
 
 
-def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch) -> None:
+@pytest.mark.parametrize("headway", [1, 2])
+def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch, headway) -> None:
     """One window, begun where the engine begins; all that is read out and flips, by the engine's steps."""
     ids, front = batch["input_ids"][:1].clone(), 6
-    settings = {"inner_steps": 1, "momentum": 0.0, "commit": "depth", "max_wavefront": WIDTH}
+    settings = {"inner_steps": 1, "momentum": 0.0, "commit": "depth", "max_wavefront": WIDTH, "headway": headway}
     sampler = DiffusionForcing(num_steps=99, prefill_steps=4, **settings)  # nothing commits
     choose = TokenChooser(seed=SEED)
     engine = Wavefront(model, sampler.policy(model), choose, [ids[0, :front].tolist()], [0], 12, set(), 1)
@@ -38,7 +40,15 @@ def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch) -> Non
     assert len(settled) == WIDTH
     monkeypatch.setattr("recdepth.evaluation.view.draw_fronts", lambda *_: torch.tensor([[front]]))
     view = SamplerView()
-    settings = {"num_steps": 4, "depths": (1, 2, 3, 4, 5), "threshold": 0.3, "width": WIDTH, "windows": 1, "seed": SEED}
+    settings = {
+        "num_steps": 4,
+        "depths": (1, 2, 3, 4, 5),
+        "threshold": 0.3,
+        "width": WIDTH,
+        "windows": 1,
+        "seed": SEED,
+        "headway": headway,
+    }
     sampler_view(view, model, ids, ids, **settings)
     assert view.read == read and view.right == right and view.flips == flips > 0
     assert view.settling == sum(settled.values()) and view.lanes == view.drafts == WIDTH

@@ -26,6 +26,7 @@ class WavefrontView(Callback):
         depths: recurrences at which drafts are looked at.
         threshold: ε of one recurrence.
         width: lanes of a window.
+        headway: lanes opened a step.
         windows: per row.
         batches: validation batches used.
 
@@ -38,14 +39,15 @@ class WavefrontView(Callback):
         depths: Sequence[int] = (1, 2, 4, 8),
         threshold: float = 0.03,
         width: int = 8,
+        headway: int = 2,
         windows: int = 2,
         batches: int = 2,
     ):
-        at_least_one(depths=min(depths, default=0), width=width, windows=windows, batches=batches)
+        at_least_one(depths=min(depths, default=0), width=width, headway=headway, windows=windows, batches=batches)
         if not threshold > 0:
             raise ValueError(f"threshold={threshold} must be above 0")
         self.settings: dict[str, Any] = {"depths": tuple(depths), "threshold": threshold, "width": width}
-        self.settings["windows"] = windows
+        self.settings |= {"headway": headway, "windows": windows}
         self.batches = batches
         self._view = SamplerView()
 
