@@ -264,7 +264,8 @@ def _lossless_reference(bench: Bench, name: str) -> str | None:
     sampler = bench.samplers[name]
     if not isinstance(sampler, (Exact, Speculative)):
         return None
-    same = {key: getattr(sampler, key) for key in ("num_steps", "prefill_steps", "init_scale")}
+    same = {key: getattr(sampler, key) for key in ("num_steps", "init_scale")}
+    same["prefill_steps"] = sampler.prefill_steps or None  # without one the prompt gets its recurrences with the lanes
     for other, candidate in bench.samplers.items():
         if isinstance(candidate, Autoregressive) and replace(candidate, **same, kv="per_depth") == candidate:
             return other if other in bench.evaluations else None

@@ -138,8 +138,9 @@ def paper_default(sampler: Sampler) -> Sampler:
 
 
 def is_lossless(sampler: Sampler) -> bool:
-    """Whether the sampler's text is autoregressive decoding's by construction (with the same prefill)."""
-    return isinstance(sampler, (Exact, Speculative)) and sampler.prefill_steps in (None, sampler.num_steps)
+    """Whether the sampler's text is autoregressive decoding's by construction: the prompt gets all its recurrences, beforehand or with the
+    lanes."""
+    return isinstance(sampler, (Exact, Speculative)) and sampler.prefill_steps in (None, 0, sampler.num_steps)
 
 
 def _made(sampler: Sampler, settings: Mapping[str, Any]) -> Sampler | str:
