@@ -138,7 +138,7 @@ def paper_default(sampler: Sampler) -> Sampler:
 
 
 def is_lossless(sampler: Sampler) -> bool:
-    """Whether the sampler's text is autoregressive decoding's by construction: the prompt gets all its recurrences, beforehand or with the
+    """Whether the text is autoregressive decoding's by construction: the prompt gets all r, beforehand or with the
     lanes."""
     return isinstance(sampler, (Exact, Speculative)) and sampler.prefill_steps in (None, 0, sampler.num_steps)
 
