@@ -56,7 +56,7 @@ def test_the_death_of_the_sweep_and_ctrl_c_end_the_jobs_too(start) -> None:
     process = start(*words, "sweep.resume=sweeps/b")
     until(waiting.exists)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=150)  # longer than the jobs' grace
     assert process.returncode == 130, output
     assert states(sweep) == ["interrupted", "pending"]
     assert "1 interrupted, 1 pending" in output
