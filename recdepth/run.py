@@ -14,8 +14,6 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -85,8 +83,9 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
             return None  # the first process has the metrics, writes the report and gives the result
         _after_training(cfg, trainer, module, data, folder)
         metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
-        status["metric"] = checks.optimized_metric(cfg, metrics.latest)
-        return status["metric"]
+        wanted = checks.listed(cfg.optimized_metric)
+        status["metric"] = {name: metrics.latest[name] for name in wanted if name in metrics.latest}
+        return checks.optimized_metric(cfg, metrics.latest)
 
 
 @contextmanager
@@ -180,8 +179,7 @@ def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
     if cfg.resume is None or not logger.get("continue_run") or "WANDB_RUN_ID" in os.environ:
         return None
     checkpoint = checks.checkpoint_path(cfg.resume).absolute()
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and folder.absolute() not in checkpoint.parents:
+    if lifecycle.sweep_folder() is not None and folder.absolute() not in checkpoint.parents:
         return None
     known = wandb_run_of_checkpoint(checkpoint)
     if known is None:

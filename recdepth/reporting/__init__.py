@@ -5,9 +5,9 @@ from .curves import plot_depth_loss, plot_training_curves, read_metrics
 from .frontier import Frontier, plot_frontier
 from .overview import read_overview, write_overview, write_sweep_report
 from .page import write_pictures, write_report
-from .status import recorded
+from .status import Status, recorded
 from .stream import Stream
-from .sweep import Job, JobStatus, Sweep, read_sweep, write_csv
+from .sweep import Job, Sweep, read_sweep, write_csv
 from .sweep_figures import pareto_front, plot_metric_by_key, plot_parallel, plot_pareto
 from .sweep_summary import print_sweep, summarize
 from .tuning import plot_tuning, print_tuning, sampler_yaml, write_tuning
@@ -18,7 +18,7 @@ from .wavefront_page import WavefrontBatch, wavefront_data, write_wavefront_page
 __all__ = [
     "Frontier",
     "Job",
-    "JobStatus",
+    "Status",
     "Stream",
     "Sweep",
     "WandbRun",

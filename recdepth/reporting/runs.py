@@ -125,12 +125,13 @@ def read_run(folder: Path | str) -> RunFolder:
     overrides = read(".hydra/overrides.yaml", _yaml, None, list)
     if overrides is None:
         overrides = [word for word in provenance.get("command", []) if "=" in word]
+    nothing = Status(state="unknown")
     return RunFolder(
         folder,
         config=read(".hydra/config.yaml", _yaml, {}, dict),
         overrides=[str(override) for override in overrides],
         provenance=provenance,
-        status=read("status.json", lambda path: read_status(path.parent), Status(), Status),
+        status=read("status.json", lambda path: read_status(path.parent) or nothing, nothing, Status).now,
         records=_dictionaries(read("metrics.jsonl", read_metrics, [], list)),
         samples=_dictionaries(read("samples.jsonl", read_metrics, [], list)),
         comparison=_dictionaries(read("comparison.json", _json, [], list)),

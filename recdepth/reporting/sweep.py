@@ -4,57 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .curves import read_metrics
+from .status import FILE as STATUS
+from .status import State, Status, read_status
 
-STATUS, PLAN = "status.json", "sweep.json"
-State = Literal["pending", "running", "finished", "failed", "killed", "interrupted"]
+PLAN = "sweep.json"
 Direction = Literal["minimize", "maximize"]
 _OVERRIDE = re.compile(r"\+{0,2}(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """A job of a sweep, as its ``status.json`` tells it.
-
-    Attributes:
-        job: number in the sweep.
-        state: pending (not started), running, finished, failed (an exception), killed (ended without a word),
-            interrupted (Ctrl-C).
-        overrides: as on the command line, ``key=value``.
-        metric: what the job was to optimize, by name; empty until it has finished.
-        seconds: wall-clock time of the last attempt.
-        started: of the last attempt, ISO 8601.
-        attempt: 1, and one more with every start again in the same folder.
-        error, traceback: of a job that did not finish; the error is one line.
-        pid, host: of the process that runs the job.
-    """
-
-    job: int
-    state: State = "pending"
-    overrides: list[str] = field(default_factory=list)
-    metric: dict[str, float] = field(default_factory=dict)
-    seconds: float | None = None
-    started: str | None = None
-    attempt: int = 0
-    error: str | None = None
-    traceback: str | None = None
-    pid: int | None = None
-    host: str | None = None
-
-    def write(self, folder: Path) -> None:
-        """Write ``status.json``, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{STATUS}.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        draft.replace(folder / STATUS)
 
 
 @dataclass(frozen=True)
@@ -62,13 +24,13 @@ class Job:
     """A job with what its folder holds.
 
     Attributes:
-        status: see :class:`JobStatus`.
+        status: see :class:`Status`.
         folder: of the job; need not exist yet.
         settings: its overrides by key, numbers as numbers.
         metrics: the last value of everything that it logged, and its optimized metrics.
     """
 
-    status: JobStatus
+    status: Status
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, float]
@@ -132,7 +94,7 @@ def read_sweep(folder: Path | str) -> Sweep:
     folder = Path(folder)
     plan = read_plan(folder)
     found = {path.parent: read_status(path.parent) for path in folder.glob(f"*/{STATUS}")}
-    planned = {folder / job["folder"]: JobStatus(job["job"], overrides=job["overrides"]) for job in plan["jobs"]}
+    planned = {folder / job["folder"]: Status(job["job"], overrides=job["overrides"]) for job in plan["jobs"]}
     statuses = {**planned, **{path: status for path, status in found.items() if status is not None}}
     jobs = [_job(path, status) for path, status in statuses.items()]
     jobs.sort(key=lambda job: job.status.job)
@@ -154,36 +116,13 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def read_status(folder: Path) -> JobStatus | None:
-    """The status of a job folder; None where there is none yet."""
-    try:
-        return JobStatus(**json.loads((folder / STATUS).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-
-
-def _job(folder: Path, status: JobStatus) -> Job:
-    if status.state == "running" and status.host == socket.gethostname() and not _alive(status.pid):
-        error = "killed: its process ended without a word"
-        status = JobStatus(**{**asdict(status), "state": "killed", "error": error})
+def _job(folder: Path, status: Status) -> Job:
     logged: dict[str, float] = {}
     if (folder / "metrics.jsonl").is_file():
         for record in read_metrics(folder / "metrics.jsonl"):
             logged |= {name: value for name, value in record.items() if isinstance(value, (int, float))}
     own = {name: value for name, value in logged.items() if name not in ("step", "seconds")}
-    return Job(status, folder, settings(status.overrides), {**own, **status.metric})
-
-
-def _alive(pid: int | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return Job(status.now, folder, settings(status.overrides), {**own, **status.metric})
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ..reporting.overview import write_sweep_report
-from ..reporting.sweep import JobStatus as Status
-from ..reporting.sweep import Sweep, read_status, read_sweep
+from ..reporting.status import Status, read_status
+from ..reporting.sweep import Sweep, read_sweep
 from ..reporting.sweep_summary import summarize
 from ..settings import ConfigError
 from .plan import begin_plan, number_of, objectives

@@ -19,7 +19,7 @@ from hydra.core.utils import JobRuntime, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from ..reporting.sweep import read_status
+from ..reporting.status import read_status
 from .callback import ended, started
 from .plan import job_config
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from ..reporting.sweep import JobStatus, read_status
+from ..reporting.status import Status, read_status
 from .job import Place
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class ProcessPool:
         self._asked, self._threads = n_jobs, threads
         self._stop_on_error, self._grace = stop_on_error, grace_seconds
 
-    def run(self, tasks: Sequence[Task]) -> list[JobStatus]:
+    def run(self, tasks: Sequence[Task]) -> list[Status]:
         """Run the jobs.
 
         Returns:
@@ -76,7 +76,7 @@ class ProcessPool:
         """
         slots = max(1, min(len(tasks), self._asked or cores()))
         environment = self._environment(slots)
-        waiting, running, done = deque(tasks), list[_Running](), list[JobStatus]()
+        waiting, running, done = deque(tasks), list[_Running](), list[Status]()
         with _terminable():
             try:
                 while waiting or running:
@@ -143,7 +143,7 @@ class ProcessPool:
                 _settle(job, interrupted=True)
 
 
-def _settle(job: _Running, interrupted: bool = False) -> JobStatus:
+def _settle(job: _Running, interrupted: bool = False) -> Status:
     """The status of a job whose process has ended, completed where the job could not do that itself."""
     assert job.process.stdin is not None
     with suppress(BrokenPipeError):
@@ -151,7 +151,7 @@ def _settle(job: _Running, interrupted: bool = False) -> JobStatus:
     task, code = job.task, job.process.returncode
     status = read_status(task.folder)
     if status is None or status.attempt == job.attempt:  # it did not get as far as noting its start
-        status = JobStatus(task.number, "running", task.overrides, attempt=job.attempt + 1)
+        status = Status(task.number, "running", task.overrides, attempt=job.attempt + 1)
     if status.state == "running":
         seconds = round(time.monotonic() - job.began, 3)
         how: dict[str, Any] = {"state": "interrupted" if interrupted else "killed", "error": _death(code)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..reporting.sweep import read_plan, read_status
+from ..reporting.status import read_status
+from ..reporting.sweep import read_plan
 from ..settings import ConfigError
 from .plan import PlannedJob
 

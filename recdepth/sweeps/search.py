@@ -15,7 +15,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from ..reporting.sweep import JobStatus, read_status
+from ..reporting.status import Status, read_status
 from .plan import PlannedJob, placed, read_jobs, write_plan
 from .resume import of_jobs
 
@@ -94,7 +94,7 @@ class Search(OptunaSweeperImpl):
             return None
         job = trial.system_attrs[_JOB]
         folders = [planned.folder for planned in read_jobs(self.folder) if planned.job == job]
-        status: JobStatus | None = read_status(self.folder / folders[0]) if folders else None
+        status: Status | None = read_status(self.folder / folders[0]) if folders else None
         if status is None or status.state != "finished" or len(status.metric) != len(self._get_directions()):
             return None
         return list(status.metric.values())

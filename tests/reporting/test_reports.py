@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from recdepth.reporting import read_overview, recorded, write_overview, write_report, write_sweep_report
+from recdepth.reporting import Status, read_overview, recorded, write_overview, write_report, write_sweep_report
 from recdepth.reporting.__main__ import main, parse
 from recdepth.reporting.overview import differences, short_names
 from recdepth.reporting.page import config_lines
 from recdepth.reporting.runs import higher_is_better, read_run
-from recdepth.reporting.sweep import JobStatus
 from recdepth.settings import ConfigError
 
 EVIL = "</script><img src=x onerror=alert(1)><svg onload=alert(2)>"
@@ -76,7 +75,7 @@ def make_sweep(folder: Path) -> Path:
         done: dict[str, Any] = {"state": "finished", "metric": {"val/loss": loss + 0.5}, "seconds": 30.0}
         if i == 2:
             done = {"state": "failed", "error": f"ValueError: {EVIL}", "traceback": "Traceback …", "seconds": 5.0}
-        JobStatus(i, overrides=jobs[i]["overrides"], attempt=1, **done).write(folder / str(i))
+        Status(i, overrides=jobs[i]["overrides"], attempt=1, **done).write(folder / str(i))
     (folder / "sweep.json").write_text(json.dumps(plan))
     return folder
 
@@ -137,8 +136,8 @@ def test_a_killed_run_gets_a_report_and_what_cannot_be_read_is_named(tmp_path: P
 def test_the_status_says_how_a_run_ended(tmp_path: Path) -> None:
     with recorded(tmp_path) as status:
         assert read_run(tmp_path).status.state == "running"
-        status["metric"] = 0.5
-    assert (read_run(tmp_path).status.state, read_run(tmp_path).status.metric) == ("finished", 0.5)
+        status["metric"] = {"val/loss": 0.5}
+    assert (read_run(tmp_path).status.state, read_run(tmp_path).status.metric) == ("finished", {"val/loss": 0.5})
     with pytest.raises(RuntimeError), recorded(tmp_path):
         raise RuntimeError("no\nmore")
     status = read_run(tmp_path).status
@@ -147,7 +146,7 @@ def test_the_status_says_how_a_run_ended(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path):
         raise KeyboardInterrupt
     assert read_run(tmp_path).status.state == "interrupted"
-    JobStatus(3, "running").write(tmp_path)  # the sweep's own record is left alone
+    Status(3, "running").write(tmp_path)  # the sweep's own record is left alone
     with recorded(tmp_path):
         pass
     assert json.loads((tmp_path / "status.json").read_text())["job"] == 3

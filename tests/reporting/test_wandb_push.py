@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
-from recdepth.reporting import WandbRun, read_overview
+import wandb
+from recdepth.reporting import Status, WandbRun, read_overview
 from recdepth.reporting.runs import read_run
-from recdepth.reporting.sweep import JobStatus
 from recdepth.reporting.wandb_report import _project, _sync
 from recdepth.settings import ConfigError
 from recdepth.training import wandb_logger
@@ -79,7 +78,7 @@ def test_a_report_is_pushed_after_its_runs_and_runs_go_up_once(
     run_folder(job, 0.01, WandbRun(first, "recdepth", None, (one, two)))
     run_folder(tmp_path / "single", 0.5, WandbRun(other, "recdepth", None, (three,)))
     overrides = ["optimizer.lr=0.01"]
-    JobStatus(0, "finished", overrides, {"train/loss": 0.01}, attempt=1).write(job)
+    Status(0, "finished", overrides, {"train/loss": 0.01}, attempt=1).write(job)
     jobs = [{"job": i, "folder": str(i), "overrides": [f"optimizer.lr={lr}"]} for i, lr in enumerate((0.01, 0.02))]
     plan = {"program": "train", "command": ["-m", "optimizer.lr=0.01,0.02"], "jobs": jobs}
     plan |= {"metrics": ["train/loss"], "directions": ["minimize"]}
