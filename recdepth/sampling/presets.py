@@ -269,7 +269,8 @@ class Speculative(Sampler):
         draft_depth: recurrences of a drafted token, at most ``num_steps``.
         draft_tokens: tokens drafted per round.
         prefill_steps: recurrences of a parallel pass over the prompt before the first draft; None takes r, 0 lets the
-            first verification take the prompt along, which saves a pass of its own and gives the same text.
+            first verification take the prompt along, with the same text: faster for one prompt, slower in
+            batches, whose other rows wait for it.
         init_scale, compile: as in :class:`Autoregressive`.
     """
 

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .front import LaneInts, Lanes, Rows
+from recdepth.models import Places, Span
+
+from .front import LaneBools, LaneInts, Lanes, Rows
 from .wavefront import Place, Wavefront
 
 
@@ -63,8 +65,17 @@ class Speculation(Wavefront):
         for ahead in range(most + 1):
             wanted = going & (offsets < known[:, None] + ahead) & (offsets < lanes.width)
             positions = np.where(wanted, lanes.positions[rows, np.minimum(offsets, lanes.width - 1)], -1)
-            last = None if ahead else self._upload(known[:, None] - 1)
-            tokens = self._shallow(tokens, positions, last)
+            lane, span = self._place(positions)
+            s = self._shallow(tokens, lane, span, positions >= 0)
+            if ahead == most:  # what the last lane says is known after the verification
+                break
+            logits = self.seams.decode(s, self.cache, span)
+            self.stats.readouts += int(wanted.sum())
+            where = span.positions
+            if not ahead:  # the last of the known lanes
+                at = lane.rows, self._upload(known[:, None] - 1)
+                logits, where = logits[at], where[at]
+            tokens = self.choose(logits, self._streams, where + 1)
             drafts.append(tokens)
             if ahead % self._look == 0:  # whether any row goes on
                 said = self.front.stop_in(torch.cat(drafts[-self._look :], dim=1).cpu().numpy())
@@ -72,32 +83,26 @@ class Speculation(Wavefront):
                 if not going.any():
                     break
             offsets = known[:, None] + ahead
-        return torch.cat(drafts[:most], dim=1).cpu().numpy() if most else np.zeros((len(known), 0), dtype=np.int64)
+        return torch.cat(drafts, dim=1).cpu().numpy() if drafts else np.zeros((len(known), 0), dtype=np.int64)
 
-    def _shallow(self, tokens: Tensor, positions: LaneInts, last: Tensor | None) -> Tensor:
-        """``draft_depth`` recurrences of some lanes.
-
-        Returns:
-            the token that each row's ``last`` lane proposes (its only one without), [batch, 1].
-        """
+    def _place(self, positions: LaneInts) -> tuple[Place, Span | Places]:
+        """Where these lanes are, with their span."""
         alike = not self.policy.compile and positions.min() >= 0 and (positions == positions[0]).all()
-        lane = Place(int(positions[0, 0]) if alike else None, self._row_index(len(positions)), self._lay(positions, -1))
-        span = self._span(lane, int(positions.max()) + 1)
-        active = positions >= 0
+        start = int(positions[0, 0]) if alike else None
+        lane = Place(start, self._row_index(len(positions)), self._lay(positions, -1))
+        return lane, self._span(lane, int(positions.max()) + 1)
+
+    def _shallow(self, tokens: Tensor, lane: Place, span: Span | Places, active: LaneBools) -> Tensor:
+        """``draft_depth`` recurrences of some lanes; returns their states."""
         e = self.seams.embed(tokens, self.cache, span)
         s = lane.read(self.fresh_states)
         for depth in range(self.draft_depth):
             s = self._count(self.seams.recur(e, s, self.cache, span, depth), active)
         lane.write(self.embedded, e)
         lane.write(self.states, s)
-        logits = self.seams.decode(s, self.cache, span)
-        self.stats.readouts += int(active.sum())
-        where = span.positions
-        if last is not None:
-            logits, where = logits[lane.rows, last], where[lane.rows, last]
-        return self.choose(logits, self._streams, where + 1)
+        return s
 
-    def _count(self, s: Tensor, active: LaneInts) -> Tensor:
+    def _count(self, s: Tensor, active: LaneBools) -> Tensor:
         self.stats.core_passes += 1
         self.stats.token_passes += int(active.sum())
         return s

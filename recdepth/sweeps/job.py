@@ -78,7 +78,7 @@ def pack(context: HydraContext, config: DictConfig, function: Function, override
 
 def run(payload: bytes) -> int:
     """Run a job; returns the exit code: 0 finished, 1 failed, 130 interrupted. Its status file tells the rest."""
-    function, name, place, rest = pickle.loads(payload)
+    function, name, place, rest = pickle.loads(payload)  # from the sweep's own process, through a pipe
     try:
         return _run(function, name, place.number, rest)
     except KeyboardInterrupt as error:

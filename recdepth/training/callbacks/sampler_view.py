@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from recdepth.evaluation import SamplerView, sampler_view
 
-from ..module import TrainingModule
+from ..module import Batch, TrainingModule
 from ..ranges import at_least_one
-from ..seams import eager_seams
+from .first_batches import FirstBatches
 
 
-class WavefrontView(Callback):
+class WavefrontView(FirstBatches):
     """Logs how a wavefront fares on the first validation batches, with fixed places and noise.
 
     ``val/draft_accuracy_depth_<d>``: share of right drafts of lanes of that age, on the model's own drafts.
@@ -48,33 +48,22 @@ class WavefrontView(Callback):
             raise ValueError(f"threshold={threshold} must be above 0")
         self.settings: dict[str, Any] = {"depths": tuple(depths), "threshold": threshold, "width": width}
         self.settings |= {"headway": headway, "windows": windows}
-        self.batches = batches
+        super().__init__(batches)
         self._view = SamplerView()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._view = SamplerView()
 
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if batch_idx >= self.batches:
-            return
-        with trainer.precision_plugin.val_step_context(), eager_seams(pl_module.model):
-            sampler_view(
-                self._view,
-                pl_module.model,
-                batch["input_ids"],
-                batch["labels"],
-                num_steps=pl_module.validation_depth,
-                seed=pl_module.seed,
-                **self.settings,
-            )
+    def look(self, module: TrainingModule, batch: Batch) -> None:
+        sampler_view(
+            self._view,
+            module.model,
+            batch["input_ids"],
+            batch["labels"],
+            num_steps=module.validation_depth,
+            seed=module.seed,
+            **self.settings,
+        )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, value in self._view.metrics().items():
