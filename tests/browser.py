@@ -81,7 +81,9 @@ class Browser:
             self.problems.append(json.dumps(params["args"]))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(params["entry"]["text"])
-        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "about:")):
+        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+            ("file:", "about:", "data:")
+        ):
             self.problems.append(f"request: {params['request']['url']}")
 
     def open(self, page: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
