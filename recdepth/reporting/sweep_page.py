@@ -48,7 +48,7 @@ class SweepView:
 
     def reproduce(self) -> str:
         """The command that starts this sweep again."""
-        return shlex.join(["python", f"{self.sweep.program}.py", *self.sweep.command])
+        return shlex.join(["python", f"{self.sweep.program}.py", "-m", *self.sweep.command])
 
     def resume(self) -> str:
         """The command that runs the jobs that have not finished; "" if all have."""

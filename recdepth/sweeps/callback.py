@@ -74,7 +74,7 @@ def finish() -> Sweep | None:
         _closed[:] = [read_sweep(_open.pop())]
         if _closed[0].jobs:
             summarize(_closed[0])
-            write_sweep_report(_closed[0].folder)
+            print(f"Report: {write_sweep_report(_closed[0].folder)}")
     return _closed[0] if _closed else None
 
 

@@ -68,7 +68,7 @@ def make_run(folder: Path, losses: tuple[float, ...] = (3.0, 2.0, 1.0), lr: floa
 def make_sweep(folder: Path) -> Path:
     """Four jobs: two finished, one failed, one that has not started."""
     jobs = [{"job": i, "folder": str(i), "overrides": [f"optimizer.lr={0.01 * (i + 1)}"]} for i in range(4)]
-    plan = {"program": "train", "command": ["-m", "optimizer.lr=0.01,0.02,0.03,0.04"], "jobs": jobs}
+    plan = {"program": "train", "command": ["optimizer.lr=0.01,0.02,0.03,0.04"], "jobs": jobs}
     plan |= {"metrics": ["val/loss"], "directions": ["minimize"]}
     for i, loss in enumerate((2.0, 1.0, 9.0)):
         make_run(folder / str(i), (loss,), 0.01 * (i + 1))

@@ -80,7 +80,7 @@ def test_a_report_is_pushed_after_its_runs_and_runs_go_up_once(
     overrides = ["optimizer.lr=0.01"]
     Status(0, "finished", overrides, {"train/loss": 0.01}, attempt=1).write(job)
     jobs = [{"job": i, "folder": str(i), "overrides": [f"optimizer.lr={lr}"]} for i, lr in enumerate((0.01, 0.02))]
-    plan = {"program": "train", "command": ["-m", "optimizer.lr=0.01,0.02"], "jobs": jobs}
+    plan = {"program": "train", "command": ["optimizer.lr=0.01,0.02"], "jobs": jobs}
     plan |= {"metrics": ["train/loss"], "directions": ["minimize"]}
     (job.parent / "sweep.json").write_text(json.dumps(plan))
     folders = [str(job.parent), str(tmp_path / "single"), f"out={tmp_path / 'report.html'}"]
