@@ -248,6 +248,15 @@ def test_no_text_gets_out_of_its_place(odd_page) -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_a_map_that_has_no_room_for_a_while_is_there_again_after(odd_page, chrome) -> None:
+    chrome.problems.clear()
+    chrome.open(odd_page[0])
+    for shown, room in (("none", "=== 0"), ("", "> 0")):
+        chrome.run(f"byId('map').style.display = '{shown}'")
+        chrome.wait_for(f"byId('map').width {room}")
+    assert chrome.problems == []
+
+
 def test_a_browser_takes_any_text_for_text(odd_page, chrome) -> None:
     chrome.problems.clear()
     chrome.open(odd_page[0])

@@ -131,6 +131,7 @@ class WavefrontMap {
 
   // the run up to this time; what is to come is faint
   draw(time) {
+    if (!this.picture.width || !this.picture.height) return; // hidden just now
     const ink = this.canvas.getContext("2d");
     const { width } = this.canvas;
     ink.clearRect(0, 0, width, this.canvas.height);
