@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from recdepth.reporting import Status, WandbRun, read_overview
 from recdepth.reporting.runs import read_run
 from recdepth.reporting.wandb_report import _project, _sync
