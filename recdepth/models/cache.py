@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 import torch
@@ -197,9 +198,16 @@ class KVCache:
         return tuple(self._prelude + (layer + 1) * self._depths - 1 for layer in range(self._core))
 
     def slots(self, seam: str, depth: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The keys and the values that a seam (embed, recur, decode) uses, a view per layer."""
-        depth = depth if seam == "recur" and self.kv == "per_depth" else 0
-        if (seam, depth) not in self._views:
+        """The keys and the values that a seam (embed, recur, decode) uses, a view per layer.
+
+        ``draft`` uses those of an embedding, of ``depth`` recurrences and of a read-out, in this order.
+        """
+        depth = depth if seam == "draft" or (seam == "recur" and self.kv == "per_depth") else 0
+        if (seam, depth) not in self._views and seam == "draft":
+            parts = [("embed", 0), *(("recur", d) for d in range(depth)), ("decode", 0)]
+            keys, values = zip(*(self.slots(*part) for part in parts), strict=True)
+            self._views[seam, depth] = list(chain(*keys)), list(chain(*values))
+        elif (seam, depth) not in self._views:
             first, count, step = {
                 "embed": (0, self._prelude, 1),
                 "recur": (self._prelude + self._depths - 1 - depth, self._core, self._depths),

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .cache import Depth, KVCache, Slot, Span
+from .cache import Depth, KVCache, Span
 
 if TYPE_CHECKING:
     from .recurrent import RecurrentDepthForCausalLM
@@ -38,17 +38,17 @@ def compile_seams(model: nn.Module) -> None:
 
 # --------------------------------------------------------------------------------------------------------- for sampling
 
-#: Widths that are compiled; beyond the last, multiples of it. A pass takes the next one up, the rest is padding.
-WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128)
+#: Widths that are compiled; beyond the last, multiples of 64. A pass takes the next one up, the rest is padding.
+WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160)
 #: Numbers of keys that are compiled, and capacities of the caches: multiples of this.
-KEYS = 128
+KEYS = 64
 
 _seams: WeakKeyDictionary[nn.Module, CompiledSeams] = WeakKeyDictionary()
 
 
 def compiled_width(lanes: int) -> int:
     """The width that is compiled for so many lanes."""
-    return next((w for w in WIDTHS if w >= lanes), -(-lanes // WIDTHS[-1]) * WIDTHS[-1])
+    return next((w for w in WIDTHS if w >= lanes), -(-lanes // 64) * 64)
 
 
 def compiled_capacity(positions: int) -> int:
@@ -70,6 +70,9 @@ class Seams(Protocol):
 
     @property
     def decode(self) -> Callable[..., Tensor]: ...
+
+    @property
+    def draft(self) -> Callable[..., Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,17 @@ class CompiledSeams:
     ) -> Float[Tensor, "batch time vocab"]:
         return self._call("decode", (s,), cache, places, 0)
 
+    def draft(
+        self,
+        ids: Int[Tensor, "batch time"],
+        states: tuple[Tensor, Tensor, Tensor],
+        cache: KVCache,
+        places: Places,
+        depth: int,
+    ) -> Float[Tensor, "batch time vocab"]:
+        """As the model's, in one graph."""
+        return self._call("draft", (ids, *states), cache, places, depth)
+
     def _call(self, seam: str, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, depth: Depth) -> Tensor:
         model = self._model()
         assert model is not None
@@ -140,21 +154,23 @@ class CompiledSeams:
             depth = depth.contiguous()
         else:
             assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
-            stores, depth = cache.slots(seam, depth), 0
+            stores, depth = cache.slots(seam, depth), depth if seam == "draft" else 0
         shape = keys.shape if own else keys.shape[1:]
-        key = seam, own, positions.shape, places.length, shape, keys.dtype, keys.device
+        key = seam, own, depth if seam == "draft" else 0, positions.shape, places.length, shape, keys.dtype, keys.device
         if key not in self._graphs:
-            self._graphs[key] = _compiled("_".join(map(str, (seam, *positions.shape, places.length))))
+            name = "_".join(map(str, (seam, *positions.shape, places.length)))
+            self._graphs[key] = _compiled(name, keys.device)
         return self._graphs[key](
             model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots
         )
 
 
-def _compiled(name: str) -> Callable[..., Tensor]:
+def _compiled(name: str, device: torch.device) -> Callable[..., Tensor]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
     run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
+    options["cpp_wrapper"] = device.type == "cpu"  # a graph's calls take as long as the work of one lane, from Python
     return torch.compile(run, dynamic=False, fullgraph=True, options=options)
 
 
@@ -176,7 +192,12 @@ def _run(
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if isinstance(depth, Tensor):
         return kind.recur(model, *inputs, _LaneSlots(*stores, first_slots), span, depth)
-    cache = _OneSlot(*stores)
+    if seam == "draft":
+        ids, *states = inputs
+        prelude, core = len(model.prelude), len(model.core)
+        cache = _SomeSlots(*stores, first_core=prelude, core=core, first_coda=prelude + core * depth)
+        return kind.draft(model, ids, tuple(states), cache, span, depth)
+    cache = _SomeSlots(*stores)
     if seam == "embed":
         return kind.embed(model, *inputs, cache, span)
     if seam == "recur":
@@ -184,20 +205,23 @@ def _run(
     return kind.decode(model, *inputs, cache, span)
 
 
-class _OneSlot:
-    """A cache of the slots that one pass uses, a pair of tensors per layer."""
+class _SomeSlots:
+    """A cache of the slots that one graph uses, a pair of tensors each: those of one seam, or of a whole draft."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor]):
+    def __init__(
+        self, keys: list[Tensor], values: list[Tensor], first_core: int = 0, core: int = 0, first_coda: int = 0
+    ):
         self.keys, self.values = keys, values
+        self._first_core, self._core, self._first_coda = first_core, core, first_coda
 
     def prelude_slot(self, layer: int) -> int:
         return layer
 
-    def core_slot(self, layer: int, depth: Depth) -> Slot:
-        return layer
+    def core_slot(self, layer: int, depth: Any) -> int:
+        return self._first_core + depth * self._core + layer
 
     def coda_slot(self, layer: int) -> int:
-        return layer
+        return self._first_coda + layer
 
     def update(self, slot: Any, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]

@@ -152,6 +152,36 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         logits = self.head(self.norm(x[:, -logits_to_keep:] if logits_to_keep else x))
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def draft(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        states: tuple[Tensor, Tensor, Tensor],
+        cache: Cache,
+        positions: Tensor | Span,
+        depth: int,
+    ) -> Float[Tensor, "batch time vocab"]:
+        """A shallow pass of its own: embed, ``depth`` recurrences from the initial state, and a read-out.
+
+        Args:
+            input_ids: token ids.
+            states: three buffers by position, [batch, position, dim]: initial states, which are read, embeddings
+                and states, which are written.
+            cache: keys and values of earlier positions.
+            positions: logical positions or their span.
+            depth: recurrences.
+
+        Returns:
+            logits, as :meth:`decode`.
+        """
+        span = self._as_span(positions, cache)
+        initial, embedded, refined = states
+        at = torch.arange(len(input_ids), device=input_ids.device)[:, None], span.positions
+        e, s = self.embed(input_ids, cache, span), initial[at]
+        for d in range(depth):
+            s = self.recur(e, s, cache, span, d)
+        embedded[at], refined[at] = e, s
+        return self.decode(s, cache, span)
+
     def span(
         self,
         positions: Int[Tensor, "batch time"],

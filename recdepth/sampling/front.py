@@ -5,7 +5,7 @@ Everything is numpy over [batch, lanes] or [batch, positions]; the device holds 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,14 @@ class Front:
         self.tokens[self._rows, at] = drafts
         before_stop = np.logical_and.accumulate(~self._stops(drafts), axis=1).sum(1)
         self.width = np.minimum(self.width, known + before_stop)
+
+    def redraft(self, lanes: Lanes, proposals: LaneInts, read: LaneBools, depth: int) -> tuple[LaneBools, int]:
+        """Let what some lanes say at a depth on the way change the drafts behind them.
+
+        Returns:
+            lanes whose own input token changed, and how many pending changes were taken back.
+        """
+        return self._apply(replace(lanes, due=read), proposals, np.full_like(lanes.depth, depth))
 
     def lanes(self) -> Lanes:
         """The lanes of the next step."""

@@ -111,6 +111,11 @@ class Policy:
         """Whether a lane that went from one depth to another is to be read out."""
         return self._readouts_by[after] > self._readouts_by[before]
 
+    @property
+    def readout_depths(self) -> tuple[int, ...]:
+        """Depths at which a lane is read out that gets one recurrence at a time."""
+        return tuple((np.nonzero(np.diff(self._readouts_by))[0] + 1).tolist())
+
     @cached_property
     def _readouts_by(self) -> Int[np.ndarray, " depth"]:
         """How many read-outs a lane has had by each depth, 0 to r."""

@@ -232,7 +232,14 @@ class Exact(Sampler):
         readout_growth: a lane is read out again when its depth has grown by this factor; 1 re-drafts at every step.
         confirm_flips: a draft changes (and the lanes behind it start anew) only when two read-outs in a row propose the
             same other token, or the final one does.
-        prefill_steps, init_scale, compile: as in :class:`Autoregressive`.
+        group: lanes that climb together. 1: every lane for itself, one depth ahead of the next, which keeps the number
+            of sequential passes lowest. More: rounds, in which so many lanes are drafted one by one at ``draft_depth``
+            and then take their other recurrences at once, all at one depth, so that a pass reads each key once: the
+            faster way where a wider pass takes longer, as on a CPU. A round takes ``group · draft_depth + num_steps``
+            sequential passes at most, and those of lanes that start anew on the way.
+        prefill_steps: as in :class:`Autoregressive`; with a ``group``, None lets the first round of a single row take
+            its prompt along.
+        init_scale, compile: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "exact"
@@ -242,19 +249,34 @@ class Exact(Sampler):
     draft_depth: int = 1
     readout_growth: float = 1.0
     confirm_flips: bool = False
+    group: int = 1
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
+        alone = self.group == 1
+        unused = {"inner_steps": 1, "headway": 1, "max_wavefront": "auto"}
+        problems = [
+            f"{key}={getattr(self, key)!r} has no effect with group={self.group}; leave it at {usual} or take group=1"
+            for key, usual in unused.items()
+            if not alone and getattr(self, key) != usual
+        ]
+        if self.group < 1:
+            problems = [f"group={self.group} must be at least 1"]
+        if problems:
+            raise ValueError("impossible sampler settings:\n" + "\n".join(f"  - {p}" for p in problems))
         return Policy(
-            inner_steps=self.inner_steps,
+            inner_steps=self.inner_steps if alone else self.num_steps,
             kv="per_depth",
             on_flip="reset",
             headway=self.headway,
-            max_wavefront=_wavefront(self.max_wavefront, model, "per_depth", self.compile),
+            max_wavefront=_wavefront(self.max_wavefront, model, "per_depth", self.compile) if alone else self.group,
             draft_depth=self.draft_depth,
             readout_growth=self.readout_growth,
             confirm_flips=self.confirm_flips,
             **self._shared(),
         )
+
+    def _engine(self, *call: Any) -> Wavefront:
+        return Wavefront(*call) if self.group == 1 else Speculation(*call)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +290,9 @@ class Speculative(Sampler):
         num_steps: r, recurrences of every committed token.
         draft_depth: recurrences of a drafted token, at most ``num_steps``.
         draft_tokens: tokens drafted per round.
-        prefill_steps: recurrences of a parallel pass over the prompt before the first draft; None takes r, 0 lets the
-            first verification take the prompt along, with the same text: faster for one prompt, slower in
-            batches, whose other rows wait for it.
+        prefill_steps: recurrences of a parallel pass over the prompt before the first draft; 0 lets the first
+            verification take the prompt along, with the same text: faster for one prompt, slower in batches, whose
+            other rows wait for it. None chooses: 0 for a single row, else r.
         init_scale, compile: as in :class:`Autoregressive`.
     """
 
@@ -291,6 +313,8 @@ class Speculative(Sampler):
             kv="per_depth",
             on_flip="reset",
             max_wavefront=self.draft_tokens,
+            draft_depth=self.draft_depth,
+            readout_growth=float(self.num_steps),  # the next read-out is the last
             **self._shared(),
         )
 
@@ -298,7 +322,7 @@ class Speculative(Sampler):
         return None
 
     def _engine(self, *call: Any) -> Wavefront:
-        return Speculation(*call, draft_depth=self.draft_depth)
+        return Speculation(*call)
 
 
 #: Usual thresholds, of looks one to four recurrences apart (see the criteria's own words).

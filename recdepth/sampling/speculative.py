@@ -1,4 +1,4 @@
-"""Self-speculative decoding: a shallow draft of some tokens, then one parallel verification at full depth."""
+"""Decoding in rounds: a shallow draft of some tokens, then their lanes climb to full depth together."""
 
 from __future__ import annotations
 
@@ -16,35 +16,47 @@ from .wavefront import Place, Wavefront
 
 
 class Speculation(Wavefront):
-    """Rounds of drafting and verifying, on the wavefront's buffers and bookkeeping.
+    """Rounds of drafting and climbing, on the wavefront's buffers and bookkeeping.
 
     A round drafts the next tokens one after the other with ``draft_depth`` recurrences each, then takes all these lanes
-    from ``draft_depth`` to ``num_steps`` recurrences at once, and commits those whose inputs turn out right. A lane's
-    draft recurrences are the first of its full ones (per-depth keys, the same initial state), so none is repeated, and
-    the text is that of autoregressive decoding. With prefill off the prompt's lanes are part of the first round: a
-    draft needs their keys at its own depths only.
+    to ``num_steps`` recurrences at once, and commits those whose inputs turn out right. A lane's draft recurrences are
+    the first of its full ones (per-depth keys, the same initial state), so none is repeated, and the text is that of
+    autoregressive decoding. On the way the lanes are read out at the policy's depths: where one proposes another token,
+    the lanes behind it keep theirs as guesses and start anew, together, until all agree at that depth.
+
+    With prefill off, or left open for a single row, the prompt's lanes are part of the first round: a draft needs their
+    keys at its own depths only.
 
     Args:
-        draft_depth: recurrences of a drafted token.
-        wavefront: as for :class:`Wavefront`; the policy has per-depth keys and ``max_wavefront`` tokens per draft.
+        wavefront: as for :class:`Wavefront`; the policy has per-depth keys and ``max_wavefront`` lanes per round.
     """
 
-    def __init__(self, *wavefront: Any, draft_depth: int):
+    def __init__(self, *wavefront: Any):
         super().__init__(*wavefront)
-        self.draft_depth = draft_depth
         self._look = 1 if self._device.type == "cpu" else 8  # drafts between two looks for stop tokens, which wait
 
+    @property
+    def _prefills(self) -> bool:
+        # rows of a batch would wait for each other's prompts
+        return bool(self.policy.prefill) and (self.policy.prefill_steps is not None or len(self.serves) > 1)
+
     def step(self, number: int) -> None:
-        """One round: draft, verify, commit."""
+        """One round: draft, climb, commit."""
         known = self.front.reopen()
-        self.front.take_drafts(known, self._draft(self.front.lanes(), known))
+        first, *stages = self.policy.readout_depths
+        self.front.take_drafts(known, self._draft(self.front.lanes(), known, first))
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
         e, s = place.read(self.embedded), place.read(self.states)
-        for depth in range(self.draft_depth, self.policy.num_steps):
-            s = self._count(self.seams.recur(e, s, self.cache, span, depth), lanes.active)
-        chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
+        for below, depth in zip((first, *stages), stages, strict=False):
+            for d in range(below, depth):
+                s = self._count(self.seams.recur(e, s, self.cache, span, d), lanes.active)
+            if depth < self.policy.num_steps:
+                place.write(self.states, s)
+                if self._agree(lanes, known - 1, depth):
+                    e, s = place.read(self.embedded), place.read(self.states)
         self.stats.readouts += int(lanes.active.sum())
+        chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         proposals, tokens = chosen.cpu().numpy()[:, : lanes.width], self.front.input_tokens(lanes)
         outcome = self.front.advance(lanes, proposals, np.False_)
         self._treat_flips(lanes, outcome, place)
@@ -52,38 +64,41 @@ class Speculation(Wavefront):
         if self.tracer is not None:
             self._record(number, lanes, tokens, proposals, None, outcome)
 
-    def _draft(self, lanes: Lanes, known: Rows) -> Int[np.ndarray, "batch drafts"]:
-        """Take the lanes whose tokens are known through the shallow model, then draft and take the others one by one.
+    # --------------------------------------------------------------------------------------------------- the draft
+
+    def _draft(self, lanes: Lanes, known: Rows, depth: int) -> Int[np.ndarray, "batch drafts"]:
+        """Take the lanes whose tokens are known to a depth together, then draft and take the others one by one.
 
         Returns:
             the drafted tokens of each row; what is behind a row's lanes, or its first stop token, may be anything.
         """
         most = int((lanes.active.sum(1) - known).max())
-        rows, drafts = np.arange(len(known))[:, None], []
+        offsets = np.arange(known.max())[None]
+        wanted = lanes.active[:, : known.max()] & (offsets < known[:, None])
+        lane, span = self._place(np.where(wanted, lanes.positions[:, : known.max()], -1))
         tokens = self._lay(self.front.input_tokens(lanes)[:, : known.max()])
-        offsets, going = np.arange(known.max())[None], lanes.active[:, :1]
-        for ahead in range(most + 1):
-            wanted = going & (offsets < known[:, None] + ahead) & (offsets < lanes.width)
-            positions = np.where(wanted, lanes.positions[rows, np.minimum(offsets, lanes.width - 1)], -1)
-            lane, span = self._place(positions)
-            s = self._shallow(tokens, lane, span, positions >= 0)
-            if ahead == most:  # what the last lane says is known after the verification
-                break
-            logits = self.seams.decode(s, self.cache, span)
-            self.stats.readouts += int(wanted.sum())
-            where = span.positions
-            if not ahead:  # the last of the known lanes
-                at = lane.rows, self._upload(known[:, None] - 1)
-                logits, where = logits[at], where[at]
-            tokens = self.choose(logits, self._streams, where + 1)
+        s = self._shallow(tokens, lane, span, wanted, depth)
+        if not most:  # what the last lane says is known after the climb
+            return np.zeros((len(known), 0), dtype=np.int64)
+        last = lane.rows, self._upload(known[:, None] - 1)
+        tokens = self.choose(self.seams.decode(s, self.cache, span)[last], self._streams, span.positions[last] + 1)
+        self.stats.readouts += int(wanted.sum())
+        buffers, drafts = (self.fresh_states, self.embedded, self.states), []
+        at, end, going = self.front.front + known, self.front.front + self.front.width, lanes.active[:, 0]
+        for ahead in range(most):
             drafts.append(tokens)
             if ahead % self._look == 0:  # whether any row goes on
-                said = self.front.stop_in(torch.cat(drafts[-self._look :], dim=1).cpu().numpy())
-                going = going & ~said
+                going = going & ~self.front.stop_in(torch.cat(drafts[-self._look :], dim=1).cpu().numpy())[:, 0]
                 if not going.any():
                     break
-            offsets = known[:, None] + ahead
-        return torch.cat(drafts, dim=1).cpu().numpy() if drafts else np.zeros((len(known), 0), dtype=np.int64)
+            active = going & (at + ahead < end)
+            lane, span = self._place(np.where(active, at + ahead, -1)[:, None])
+            logits = self.seams.draft(tokens, buffers, self.cache, span, depth)
+            tokens = self.choose(logits, self._streams, span.positions + 1)
+            self.stats.core_passes += depth
+            self.stats.token_passes += depth * int(active.sum())
+            self.stats.readouts += int(active.sum())
+        return torch.cat(drafts, dim=1).cpu().numpy()
 
     def _place(self, positions: LaneInts) -> tuple[Place, Span | Places]:
         """Where these lanes are, with their span."""
@@ -92,12 +107,12 @@ class Speculation(Wavefront):
         lane = Place(start, self._row_index(len(positions)), self._lay(positions, -1))
         return lane, self._span(lane, int(positions.max()) + 1)
 
-    def _shallow(self, tokens: Tensor, lane: Place, span: Span | Places, active: LaneBools) -> Tensor:
-        """``draft_depth`` recurrences of some lanes; returns their states."""
+    def _shallow(self, tokens: Tensor, lane: Place, span: Span | Places, active: LaneBools, depth: int) -> Tensor:
+        """The first recurrences of some lanes, together; returns their states."""
         e = self.seams.embed(tokens, self.cache, span)
         s = lane.read(self.fresh_states)
-        for depth in range(self.draft_depth):
-            s = self._count(self.seams.recur(e, s, self.cache, span, depth), active)
+        for d in range(depth):
+            s = self._count(self.seams.recur(e, s, self.cache, span, d), active)
         lane.write(self.embedded, e)
         lane.write(self.states, s)
         return s
@@ -106,3 +121,42 @@ class Speculation(Wavefront):
         self.stats.core_passes += 1
         self.stats.token_passes += int(active.sum())
         return s
+
+    # ----------------------------------------------------------------------------------------------- on the way up
+
+    def _agree(self, lanes: Lanes, first: Rows, depth: int) -> bool:
+        """Read lanes out at a depth, from the first in question of each row on, until no draft changes any more.
+
+        Returns:
+            whether any has.
+        """
+        proposals, changed = np.zeros_like(lanes.positions), False
+        places, active = self._from(lanes, first)
+        while active.any():
+            positions = np.where(active, np.take_along_axis(lanes.positions, places, 1), -1)
+            lane, span = self._place(positions)
+            if changed:
+                tokens = np.take_along_axis(self.front.input_tokens(lanes), places, 1)
+                s = self._shallow(self._lay(tokens), lane, span, active, depth)
+                self.stats.discarded_passes += depth * int(active.sum())
+            else:
+                s = lane.read(self.states)
+            self.stats.readouts += int(active.sum())
+            chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
+            rows, columns = np.nonzero(active)
+            read = np.zeros_like(lanes.active)
+            read[rows, places[rows, columns]] = True
+            proposals[read] = chosen.cpu().numpy()[rows, columns]
+            flipped, withdrawn = self.front.redraft(lanes, proposals, read, depth)
+            self.stats.flips += int(flipped.sum())
+            self.stats.flips_withdrawn += withdrawn
+            changed = changed or bool(flipped.any())
+            places, active = self._from(lanes, np.where(flipped.any(1), flipped.argmax(1), lanes.width))
+        return changed
+
+    def _from(self, lanes: Lanes, first: Rows) -> tuple[LaneInts, LaneBools]:
+        """Each row's lanes from the given one on: their indices, side by side, and which of them there are."""
+        places = first[:, None] + np.arange(max(int((lanes.width - first).max()), 0))
+        inside = places < lanes.width
+        places = np.minimum(places, lanes.width - 1)
+        return places, inside & np.take_along_axis(lanes.active, places, 1)

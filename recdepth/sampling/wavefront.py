@@ -314,6 +314,10 @@ class Wavefront:
             self._keep_rows(going)
         return bool(len(going))
 
+    @property
+    def _prefills(self) -> bool:
+        return bool(self.policy.prefill)
+
     def _fill(self, rows: Rows) -> None:
         """Let these rows serve the next prompts."""
         which = range(self._waiting, self._waiting + len(rows))
@@ -331,7 +335,7 @@ class Wavefront:
             self.states[at, begin : begin + 256] = noise
         if self.policy.on_flip != "keep":
             self.fresh_states[at] = self.states[at]
-        if self.policy.prefill:
+        if self._prefills:
             self._prefill(rows)
         else:
             self.front.open_over_prompt(rows)

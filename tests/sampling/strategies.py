@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from copy import deepcopy
 from functools import lru_cache
 
 import torch
@@ -37,6 +39,20 @@ def tiny_model(seed: int, vocab: int, layers: tuple[int, int, int], gain: float)
             if parameter.ndim != 2:
                 parameter += 0.2 * torch.randn_like(parameter)
     return model
+
+
+def chaotic(model: RecurrentDepthForCausalLM, text: Callable[[RecurrentDepthForCausalLM], object]) -> bool:
+    """Whether rounding alone changes a text: weights that differ in their last bits give another one."""
+    expected = text(model)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        other = deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter *= 1 + 4 * torch.finfo(parameter.dtype).eps * torch.randn_like(parameter)
+        if text(other) != expected:
+            return True
+    return False
 
 
 TAME, ALL = (0.5, 1.0), (0.5, 1.0, 6.0)

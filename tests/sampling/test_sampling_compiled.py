@@ -31,7 +31,7 @@ def as_if_compiled():
 
 @st.composite
 def samplers(draw):
-    kind = draw(st.sampled_from(["autoregressive", "adaptive", "diffusion_forcing", "exact", "speculative"]))
+    kind = draw(st.sampled_from(["autoregressive", "adaptive", "diffusion_forcing", "exact", "groups", "speculative"]))
     r, kv = draw(depths), draw(st.sampled_from(["shared", "per_depth"]))
     inner, prefill = draw(st.integers(1, r)), draw(st.sampled_from([None, None, 1]))
     if kind == "autoregressive":
@@ -43,6 +43,10 @@ def samplers(draw):
     if kind == "speculative":
         prefill = draw(st.sampled_from([prefill, 0]))
         return Speculative(num_steps=r, draft_depth=inner, draft_tokens=draw(st.integers(1, 9)), prefill_steps=prefill)
+    if kind == "groups":
+        growth, group = draw(st.sampled_from([1.0, 2.0])), draw(st.integers(2, 9))
+        prefill = draw(st.sampled_from([prefill, 0]))
+        return Exact(num_steps=r, draft_depth=inner, readout_growth=growth, group=group, prefill_steps=prefill)
     if draw(st.booleans()):
         prefill = 0
     width = draw(st.integers(7 if prefill == 0 else 1, 12))  # a prompt has up to 7 tokens
@@ -116,6 +120,7 @@ def test_few_shapes_are_compiled_each_once(monkeypatch):
         Adaptive(num_steps=3, compile=True),
         DiffusionForcing(num_steps=3, inner_steps=1, max_wavefront=4, compile=True),
         Exact(num_steps=3, max_wavefront=4, compile=True),
+        Exact(num_steps=3, group=4, compile=True),
         Speculative(num_steps=3, draft_tokens=3, compile=True),
     ],
     ids=lambda s: s.name,
@@ -149,13 +154,14 @@ def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sampler", [Exact(num_steps=6, max_wavefront=30), DiffusionForcing(num_steps=6, inner_steps=1)]
+    "sampler",
+    [Exact(num_steps=6, max_wavefront=30), Exact(num_steps=6, group=9), DiffusionForcing(num_steps=6, inner_steps=1)],
 )
 def test_one_graph_sees_one_layout(sampler, monkeypatch):
     """A graph bakes in the strides it was compiled for, and nothing checks them afterwards."""
     seen: dict[str, set] = {}
 
-    def graph(name):
+    def graph(name, device):
         def run(model, seam, inputs, positions, *rest):
             strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (*inputs, positions)]
             seen.setdefault(name, set()).add(str(strides))

@@ -16,7 +16,7 @@ SAMPLERS = [
     Adaptive(num_steps=3),
     DiffusionForcing(num_steps=3, inner_steps=2),
     Exact(num_steps=3),
-    Speculative(num_steps=3, draft_tokens=4),
+    Speculative(num_steps=3, draft_tokens=4, prefill_steps=3),
 ]
 
 

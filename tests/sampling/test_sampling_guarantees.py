@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference import chooser, reference_sample
-from strategies import COMMITS, DTYPE, TAME, cases, depths, diffusion_settings
+from strategies import COMMITS, DTYPE, TAME, cases, chaotic, depths, diffusion_settings
 
 # RECDEPTH_CASES=10000 for a long run by hand
 settings.register_profile("recdepth", max_examples=int(os.environ.get("RECDEPTH_CASES", "60")), deadline=None)
@@ -106,17 +106,35 @@ def speculative_samplers(draw):
     )
 
 
-@given(cases(max_rows=3), speculative_samplers(), st.booleans())
-def test_speculative_is_lossless_and_bounded(case, speculative, prefill):
+@st.composite
+def grouped_samplers(draw):
+    r = draw(st.integers(1, 16))
+    return Exact(
+        num_steps=r,
+        group=draw(st.integers(2, 9)),
+        draft_depth=draw(st.integers(1, r)),
+        readout_growth=draw(st.sampled_from([1.0, 1.5, 2.0, 100.0])),
+        confirm_flips=draw(st.booleans()),
+        prefill_steps=draw(st.sampled_from([None, 1])),
+        init_scale=draw(st.sampled_from([1.0, 0.0])),
+    )
+
+
+@given(cases(max_rows=3), speculative_samplers() | grouped_samplers(), st.booleans())
+def test_rounds_are_lossless_and_bounded(case, sampler, prefill):
     model, prompts, call = case
     trace = Trace()
-    shared = {name: getattr(speculative, name) for name in ("num_steps", "prefill_steps", "init_scale")}
-    if not prefill:  # the first verification takes the prompt along
-        shared["prefill_steps"], speculative = None, replace(speculative, prefill_steps=0)
-    result = speculative(model, prompts, **call, trace=trace)
+    shared = {name: getattr(sampler, name) for name in ("num_steps", "prefill_steps", "init_scale")}
+    if not prefill:  # the first climb takes the prompt along
+        shared["prefill_steps"], sampler = None, replace(sampler, prefill_steps=0)
+    result = sampler(model, prompts, **call, trace=trace)
     assert result.tokens == Autoregressive(kv="per_depth", **shared)(model, prompts, **call).tokens
-    rounds, per_round = len(trace.steps), speculative.draft_tokens * speculative.draft_depth + speculative.num_steps
-    assert result.stats.core_passes <= rounds * per_round
+    policy = sampler.policy()
+    first, *others = policy.readout_depths
+    per_round = policy.max_wavefront * first + sampler.num_steps
+    anew = policy.max_wavefront * sum(depth for depth in others[:-1])  # each time, one more lane is settled
+    assert result.stats.core_passes <= len(trace.steps) * (per_round + anew)
+    rounds = len(trace.steps)
     assert rounds <= max(len(t) for t in result.tokens)
 
 
@@ -155,12 +173,15 @@ def test_one_seed_gives_one_text(case, sampler):
     assert sampler(model, prompts, **call).tokens == sampler(model, prompts, **call).tokens
 
 
-@given(cases(max_rows=5), any_sampler() | speculative_samplers(), st.integers(1, 5))
+@given(cases(max_rows=5), any_sampler() | speculative_samplers() | grouped_samplers(), st.integers(1, 5))
 def test_a_batch_equals_its_rows(case, sampler, batch_size):
     model, prompts, call = case
     together = sampler(model, prompts, **call, batch_size=batch_size)
     for i, prompt in enumerate(prompts):
-        assert sampler(model, [prompt], **call, rows=[i]).tokens == [together.tokens[i]]
+        [alone] = sampler(model, [prompt], **call, rows=[i]).tokens
+        if alone != together.tokens[i]:  # shared keys carry chaos from token to token, beyond float64 in rare cases
+            assume(not chaotic(model, lambda m, p=prompt, i=i: sampler(m, [p], **call, rows=[i]).tokens))
+        assert alone == together.tokens[i]
 
 
 @given(cases(max_rows=3), any_sampler())
