@@ -1,6 +1,6 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
-from .cache import Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
+from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
 from .compilation import Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
@@ -8,6 +8,7 @@ from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
 __all__ = [
+    "Buffers",
     "Cache",
     "Depth",
     "Flight",

@@ -63,6 +63,17 @@ class Span:
             mask = self.mask[:, :, begin:end, :length] if self.mask is not None else keys <= positions[:, None, :, None]
         return Span(positions, *rotary, mask, False, self.start + begin, length)
 
+    def tail(self, begin: int) -> Span:
+        """The places from one on, with the same keys."""
+        if begin == 0:
+            return self
+        cos, sin = (table[:, begin:] for table in (self.cos, self.sin))
+        mask = None if self.mask is None else self.mask[:, :, begin:]
+        if self.causal:
+            mask = torch.arange(self.length, device=cos.device) <= self.positions[:, None, begin:, None]
+        start = None if self.start is None else self.start + begin
+        return Span(self.positions[:, begin:], cos, sin, mask, False, start, self.length)
+
 
 class Cache(Protocol):
     """What attention asks of a cache; training wavefronts bring a differentiable one."""
@@ -123,7 +134,7 @@ class KVCache:
         shape = (slots, batch, config.num_attention_heads, capacity + 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self._views: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
+        self._views: dict[tuple[str, int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -197,25 +208,28 @@ class KVCache:
         """Each core layer's slot of depth 0; that of depth d lies d before it."""
         return tuple(self._prelude + (layer + 1) * self._depths - 1 for layer in range(self._core))
 
-    def slots(self, seam: str, depth: int) -> tuple[list[Tensor], list[Tensor]]:
+    def slots(self, seam: str, depth: int = 0, steps: int = 1) -> tuple[list[Tensor], list[Tensor]]:
         """The keys and the values that a seam (embed, recur, decode) uses, a view per layer.
 
-        ``draft`` uses those of an embedding, of ``depth`` recurrences and of a read-out, in this order.
+        ``refine`` uses those of an embedding, of some recurrences from ``depth`` on (one, where they share it), and of
+        a read-out, in this order.
         """
-        depth = depth if seam == "draft" or (seam == "recur" and self.kv == "per_depth") else 0
-        if (seam, depth) not in self._views and seam == "draft":
-            parts = [("embed", 0), *(("recur", d) for d in range(depth)), ("decode", 0)]
-            keys, values = zip(*(self.slots(*part) for part in parts), strict=True)
-            self._views[seam, depth] = list(chain(*keys)), list(chain(*values))
-        elif (seam, depth) not in self._views:
-            first, count, step = {
-                "embed": (0, self._prelude, 1),
-                "recur": (self._prelude + self._depths - 1 - depth, self._core, self._depths),
-                "decode": (self.coda_slot(0), len(self.keys) - self.coda_slot(0), 1),
-            }[seam]
-            slots = range(first, first + count * step, step)
-            self._views[seam, depth] = [self.keys[i] for i in slots], [self.values[i] for i in slots]
-        return self._views[seam, depth]
+        key = seam, depth if self.kv == "per_depth" else 0, steps
+        if key not in self._views:
+            if seam == "refine":
+                depths = range(depth, depth + steps) if self.kv == "per_depth" else [0]
+                parts = [self.slots("embed"), *(self.slots("recur", d) for d in depths), self.slots("decode")]
+                keys, values = (list(chain(*of_parts)) for of_parts in zip(*parts, strict=True))
+            else:
+                first, count, step = {
+                    "embed": (0, self._prelude, 1),
+                    "recur": (self._prelude + self._depths - 1 - key[1], self._core, self._depths),
+                    "decode": (self.coda_slot(0), len(self.keys) - self.coda_slot(0), 1),
+                }[seam]
+                slots = range(first, first + count * step, step)
+                keys, values = [self.keys[i] for i in slots], [self.values[i] for i in slots]
+            self._views[key] = keys, values
+        return self._views[key]
 
     def settle(self, rows: Tensor, positions: Tensor, depth: Tensor) -> None:
         """Let the slots that committed positions never wrote read as their deepest one (``per_depth`` only).
@@ -278,3 +292,20 @@ class CacheRows:
             store[self.rows[:, None], :, span.positions] = new.transpose(1, 2)
         k, v = (store[self.rows, :, : span.length] for store in stores)
         return k, v
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """What a model's ``refine`` works on, [batch, position, dim] each.
+
+    Attributes:
+        states: the lanes' states.
+        embedded: embeddings of their present tokens.
+        mixed: embeddings as the core last saw them, with momentum; None without.
+        initial: states to begin with instead of ``states``, or None.
+    """
+
+    states: Tensor
+    embedded: Tensor
+    mixed: Tensor | None = None
+    initial: Tensor | None = None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .cache import Depth, KVCache, Span
+from .cache import Buffers, Depth, KVCache, Span
 
 if TYPE_CHECKING:
     from .recurrent import RecurrentDepthForCausalLM
@@ -72,7 +72,7 @@ class Seams(Protocol):
     def decode(self) -> Callable[..., Tensor]: ...
 
     @property
-    def draft(self) -> Callable[..., Tensor]: ...
+    def refine(self) -> Callable[..., tuple[Tensor, Tensor | None]]: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Places:
 
     positions: Int[Tensor, "batch time"]
     length: int
+    causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
 
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
@@ -104,16 +105,20 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
-        self._graphs: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
         """As the model's; the number of keys is rounded up to one that is compiled."""
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
+        time = positions.shape[1]
+        if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
+            return Places(positions, time, causal=True)
         return Places(positions, compiled_capacity(length))
 
     def embed(self, ids: Int[Tensor, "batch time"], cache: KVCache, places: Places) -> Float[Tensor, "batch time dim"]:
-        return self._call("embed", (ids,), cache, places, 0)
+        return self._call(_Graph("embed"), (ids,), cache, places, cache.slots("embed"))
 
     def recur(
         self,
@@ -123,49 +128,75 @@ class CompiledSeams:
         places: Places,
         depth: Depth,
     ) -> Float[Tensor, "batch time dim"]:
-        return self._call("recur", (e, s), cache, places, depth)
+        if isinstance(depth, Tensor):
+            graph = _Graph("recur", own_depths=cache.first_slots)
+            return self._call(graph, (e, s, depth), cache, places, ([cache.keys], [cache.values]))
+        assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
+        return self._call(_Graph("recur"), (e, s), cache, places, cache.slots("recur", depth))
 
     def decode(
         self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places
     ) -> Float[Tensor, "batch time vocab"]:
-        return self._call("decode", (s,), cache, places, 0)
+        return self._call(_Graph("decode"), (s,), cache, places, cache.slots("decode"))
 
-    def draft(
+    def refine(
         self,
-        ids: Int[Tensor, "batch time"],
-        states: tuple[Tensor, Tensor, Tensor],
+        ids: Int[Tensor, "batch tail"],
+        buffers: Buffers,
         cache: KVCache,
         places: Places,
-        depth: int,
-    ) -> Float[Tensor, "batch time vocab"]:
+        depth: int = 0,
+        steps: int = 1,
+        weight: Float[Tensor, "batch time 1"] | None = None,
+        score: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
         """As the model's, in one graph."""
-        return self._call("draft", (ids, *states), cache, places, depth)
+        apart = cache.kv == "per_depth"
+        given = tuple(x is not None for x in (buffers.mixed, buffers.initial))
+        graph = _Graph("refine", steps, ids.shape[1], apart, given, score)
+        more = [x for x in (buffers.mixed, buffers.initial, weight) if x is not None]
+        inputs = (ids, buffers.states, buffers.embedded, *more)
+        return self._call(graph, inputs, cache, places, cache.slots("refine", depth, steps))
 
-    def _call(self, seam: str, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, depth: Depth) -> Tensor:
+    def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()
         assert model is not None
         # a graph is found by shapes alone, so strides must follow from them
         positions, keys = places.positions.contiguous(), cache.keys
         inputs = tuple(x.contiguous() for x in inputs)
-        tables = model.rope_tables(positions.device)
-        own = isinstance(depth, Tensor)
-        if isinstance(depth, Tensor):
-            stores: Any = (keys, cache.values)
-            depth = depth.contiguous()
-        else:
-            assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
-            stores, depth = cache.slots(seam, depth), depth if seam == "draft" else 0
-        shape = keys.shape if own else keys.shape[1:]
-        key = seam, own, depth if seam == "draft" else 0, positions.shape, places.length, shape, keys.dtype, keys.device
+        kind = keys.device, keys.dtype
+        if kind not in self._tables:  # asking a model for its dtype takes long
+            self._tables[kind] = model.rope_tables(keys.device)
+        shape = keys.shape if graph.own_depths else keys.shape[1:]
+        key = graph, positions.shape, places.length, places.causal, shape, kind
         if key not in self._graphs:
-            name = "_".join(map(str, (seam, *positions.shape, places.length)))
+            kinds = ["tail", graph.tail] * bool(graph.tail) + ["own"] * bool(graph.own_depths)
+            name = "_".join(map(str, (graph.seam, *kinds, *positions.shape, places.length)))
             self._graphs[key] = _compiled(name, keys.device)
-        return self._graphs[key](
-            model, seam, inputs, positions, places.length, tables, stores, depth, cache.first_slots
-        )
+        return self._graphs[key](model, graph, inputs, positions, places, self._tables[kind], stores)
 
 
-def _compiled(name: str, device: torch.device) -> Callable[..., Tensor]:
+@dataclass(frozen=True)
+class _Graph:
+    """What a graph does, apart from shapes.
+
+    Attributes:
+        seam: embed, recur, decode, or refine (all three).
+        steps, tail, apart, given, score: of ``refine``: recurrences, lanes that are embedded, whether recurrences have
+            slots of their own, whether there are mixed embeddings and initial states, and what scores the states.
+        own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
+    """
+
+    seam: str
+    steps: int = 1
+    tail: int = 0
+    apart: bool = False
+    given: tuple[bool, ...] = ()
+    score: Callable[[Tensor, Tensor], Tensor] | None = None
+    own_depths: tuple[int, ...] = ()
+
+
+def _compiled(name: str, device: torch.device) -> Callable[..., Any]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
     run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
@@ -176,33 +207,36 @@ def _compiled(name: str, device: torch.device) -> Callable[..., Tensor]:
 
 def _run(
     model: RecurrentDepthForCausalLM,
-    seam: str,
+    graph: _Graph,
     inputs: tuple[Tensor, ...],
     positions: Tensor,
-    length: int,
+    places: Places,
     tables: tuple[Tensor, Tensor],
-    stores: tuple[Any, Any],
-    depth: int | Tensor,
-    first_slots: tuple[int, ...],
-) -> Tensor:
-    """One seam on tensors alone: everything else is a constant of the graph."""
+    stores: tuple[list[Tensor], list[Tensor]],
+) -> Any:
+    """One seam, or all, on tensors alone: everything else is a constant of the graph."""
     cos, sin = (table[positions][:, :, None] for table in tables)
-    mask = torch.arange(length, device=positions.device) <= positions.clamp(min=0)[:, None, :, None]
-    span = Span(positions, cos, sin, mask, False, None, length)
+    keys = torch.arange(places.length, device=positions.device)
+    mask = None if places.causal else keys <= positions.clamp(min=0)[:, None, :, None]
+    span = Span(positions, cos, sin, mask, places.causal, None, places.length)
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
-    if isinstance(depth, Tensor):
-        return kind.recur(model, *inputs, _LaneSlots(*stores, first_slots), span, depth)
-    if seam == "draft":
-        ids, *states = inputs
-        prelude, core = len(model.prelude), len(model.core)
-        cache = _SomeSlots(*stores, first_core=prelude, core=core, first_coda=prelude + core * depth)
-        return kind.draft(model, ids, tuple(states), cache, span, depth)
-    cache = _SomeSlots(*stores)
-    if seam == "embed":
-        return kind.embed(model, *inputs, cache, span)
-    if seam == "recur":
-        return kind.recur(model, *inputs, cache, span, depth)
-    return kind.decode(model, *inputs, cache, span)
+    if graph.own_depths:
+        e, s, depth = inputs
+        return kind.recur(model, e, s, _LaneSlots(stores[0][0], stores[1][0], graph.own_depths), span, depth)
+    if graph.seam == "embed":
+        return kind.embed(model, *inputs, _SomeSlots(*stores), span)
+    if graph.seam == "recur":
+        return kind.recur(model, *inputs, _SomeSlots(*stores), span, 0)
+    if graph.seam == "decode":
+        return kind.decode(model, *inputs, _SomeSlots(*stores), span)
+    ids, states, embedded, *more = inputs
+    mixed, initial = (more.pop(0) if given else None for given in graph.given)
+    prelude, core = len(model.prelude), len(model.core)
+    first_coda = prelude + core * (graph.steps if graph.apart else 1)
+    cache = _SomeSlots(*stores, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
+    buffers = Buffers(states, embedded, mixed, initial)
+    weight = more[0] if more else None
+    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, weight, graph.score)
 
 
 class _SomeSlots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .cache import Cache, Depth, KVCache, KVPolicy, Span
+from .cache import Buffers, Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
 from .layers import Attention, GatedMLP, RMSNorm, SandwichBlock, rope_table
@@ -152,35 +153,46 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         logits = self.head(self.norm(x[:, -logits_to_keep:] if logits_to_keep else x))
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def draft(
+    def refine(
         self,
-        input_ids: Int[Tensor, "batch time"],
-        states: tuple[Tensor, Tensor, Tensor],
+        input_ids: Int[Tensor, "batch tail"],
+        buffers: Buffers,
         cache: Cache,
         positions: Tensor | Span,
-        depth: int,
-    ) -> Float[Tensor, "batch time vocab"]:
-        """A shallow pass of its own: embed, ``depth`` recurrences from the initial state, and a read-out.
+        depth: int = 0,
+        steps: int = 1,
+        weight: Float[Tensor, "batch time 1"] | None = None,
+        score: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
+        """The seams one after the other, on buffers by position: embed, mix, some recurrences, read out.
 
         Args:
-            input_ids: token ids.
-            states: three buffers by position, [batch, position, dim]: initial states, which are read, embeddings
-                and states, which are written.
+            input_ids: tokens of the last so many lanes, which are embedded anew.
+            buffers: where the lanes' states and embeddings are read and written.
             cache: keys and values of earlier positions.
-            positions: logical positions or their span.
-            depth: recurrences.
+            positions: logical positions of all lanes, or their span.
+            depth: recurrences that the states have had.
+            steps: recurrences that they get.
+            weight: with ``buffers.mixed``, weight of the present embedding against the mixed one.
+            score: of the states after and before.
 
         Returns:
-            logits, as :meth:`decode`.
+            logits as :meth:`decode`, and the score.
         """
         span = self._as_span(positions, cache)
-        initial, embedded, refined = states
-        at = torch.arange(len(input_ids), device=input_ids.device)[:, None], span.positions
-        e, s = self.embed(input_ids, cache, span), initial[at]
-        for d in range(depth):
-            s = self.recur(e, s, cache, span, d)
-        embedded[at], refined[at] = e, s
-        return self.decode(s, cache, span)
+        at = torch.arange(len(span.positions), device=input_ids.device)[:, None], span.positions
+        tail = span.tail(span.positions.shape[1] - input_ids.shape[1])
+        buffers.embedded[at[0], tail.positions] = self.embed(input_ids, cache, tail)
+        e = buffers.embedded[at]
+        if buffers.mixed is not None:
+            assert weight is not None, "mixed embeddings need a weight"
+            e = torch.lerp(buffers.mixed[at], e, weight)
+            buffers.mixed[at] = e
+        s = before = (buffers.states if buffers.initial is None else buffers.initial)[at]
+        for step in range(steps):
+            s = self.recur(e, s, cache, span, depth + step)
+        buffers.states[at] = s
+        return self.decode(s, cache, span), None if score is None else score(s, before)
 
     def span(
         self,

@@ -6,7 +6,9 @@ A *look* comes after every ``inner_steps`` recurrences; what a threshold means t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -177,6 +179,15 @@ EXITS: dict[str, type[LatentDiff | Cosine | EntropyDiff | KL | ArgmaxStability]]
     "kl": KL,
     "argmax_stability": ArgmaxStability,
 }
+
+
+@cache
+def scores_states(kind: type[Exit]) -> Callable[[State, State], Score]:
+    """The score of a criterion that looks at states, as a function of those after and before; one per criterion."""
+    assert not kind.reads_logits
+    criterion = kind(threshold=0.0)  # type: ignore[call-arg]  # a protocol has no constructor
+    never = torch.tensor(torch.inf)
+    return lambda now, before: criterion.score(criterion.feature(now, None), criterion.feature(before, None), never)
 
 
 def _wide(x: Tensor) -> Tensor:

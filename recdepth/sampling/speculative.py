@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Speculation(Wavefront):
         self.front.take_drafts(known, self._draft(self.front.lanes(), known, first))
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
+        if lanes.start == 0:  # lanes see lanes alone
+            span = self.seams.span(place.positions, self.cache, start=0, length=lanes.width)
         e, s = place.read(self.embedded), place.read(self.states)
         for below, depth in zip((first, *stages), stages, strict=False):
             for d in range(below, depth):
@@ -83,7 +86,7 @@ class Speculation(Wavefront):
         last = lane.rows, self._upload(known[:, None] - 1)
         tokens = self.choose(self.seams.decode(s, self.cache, span)[last], self._streams, span.positions[last] + 1)
         self.stats.readouts += int(wanted.sum())
-        buffers, drafts = (self.fresh_states, self.embedded, self.states), []
+        buffers, drafts = replace(self._buffers(), initial=self.fresh_states), []
         at, end, going = self.front.front + known, self.front.front + self.front.width, lanes.active[:, 0]
         for ahead in range(most):
             drafts.append(tokens)
@@ -93,7 +96,7 @@ class Speculation(Wavefront):
                     break
             active = going & (at + ahead < end)
             lane, span = self._place(np.where(active, at + ahead, -1)[:, None])
-            logits = self.seams.draft(tokens, buffers, self.cache, span, depth)
+            logits, _ = self.seams.refine(tokens, buffers, self.cache, span, steps=depth)
             tokens = self.choose(logits, self._streams, span.positions + 1)
             self.stats.core_passes += depth
             self.stats.token_passes += depth * int(active.sum())

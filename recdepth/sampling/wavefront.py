@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recdepth.models import (
+    Buffers,
     Depth,
     Flight,
     Places,
@@ -26,6 +27,7 @@ from recdepth.models import (
 )
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
+from .exits import scores_states
 from .front import Front, LaneBools, LaneInts, Lanes, Outcome, Rows
 from .policies import Policy
 from .result import SampleStats
@@ -141,11 +143,8 @@ class Wavefront:
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
         tokens = self.front.input_tokens(lanes)
-        e = self._embed(lanes, tokens, place, span)
-        before = place.read(self.states)
-        s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
-        proposals, residual = self._read_out(s, before, lanes, place, span)
-        place.write(self.states, s)  # only now: before is a view of it
+        refine = self._refine_at_once if self._fits_one_graph(lanes) else self._refine
+        proposals, residual = refine(lanes, tokens, place, span)
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
@@ -153,6 +152,50 @@ class Wavefront:
             self._record(number, lanes, tokens, proposals, residual, outcome)
 
     # ------------------------------------------------------------------------------------------------ parts of a step
+
+    def _refine(
+        self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
+    ) -> tuple[LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
+        """Embed, mix, add noise, recur, read out, one seam after the other."""
+        e = self._embed(lanes, tokens, place, span)
+        before = place.read(self.states)
+        s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
+        proposals, residual = self._read_out(s, before, lanes, place, span)
+        place.write(self.states, s)  # only now: before is a view of it
+        return proposals, residual
+
+    def _fits_one_graph(self, lanes: Lanes) -> bool:
+        """Whether a step is short and the same for all lanes: it is compiled as a whole then."""
+        policy, exit = self.policy, self.policy.exit
+        return (
+            policy.compile
+            and policy.kv == "shared"
+            and policy.inner_steps <= 2
+            and not policy.noise
+            and (self._ring > 1 and not exit.reads_logits if exit else bool((lanes.due | ~lanes.active).all()))
+            and bool((lanes.steps[lanes.active[:, 0]] == lanes.steps.max()).all())
+        )
+
+    def _refine_at_once(
+        self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
+    ) -> tuple[LaneInts, Float[np.ndarray, "batch lanes"] | None]:
+        """As :meth:`_refine`, in one graph."""
+        exit, steps = self.policy.exit, int(lanes.steps.max())
+        width = place.positions.shape[1]
+        stale = compiled_width(max(width - lanes.stale, 1))
+        logits, score = self.seams.refine(
+            self._lay(tokens)[:, width - stale :],
+            self._buffers(),
+            self.cache,
+            span,
+            steps=steps,
+            weight=self._embedding_weights(lanes) if self.policy.momentum else None,
+            score=scores_states(type(exit)) if exit else None,
+        )
+        self.stats.core_passes += steps
+        self.stats.token_passes += steps * int(lanes.active.sum())
+        self.stats.readouts += int(lanes.active.sum())
+        return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)
 
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
@@ -166,10 +209,14 @@ class Wavefront:
         e = place.read(self.embedded)
         if not self.policy.momentum:
             return e
-        weight = np.where(lanes.age == 0, 1.0, 1.0 - self.policy.momentum)  # a new lane has no previous embedding
-        e = torch.lerp(place.read(self.mixed), e, self._lay(weight)[..., None].to(e.dtype))
+        e = torch.lerp(place.read(self.mixed), e, self._embedding_weights(lanes))
         place.write(self.mixed, e)
         return e
+
+    def _embedding_weights(self, lanes: Lanes) -> Float[Tensor, "batch lanes 1"]:
+        """1−η; a new lane has no previous embedding."""
+        weight = np.where(lanes.age == 0, 1.0, 1.0 - self.policy.momentum)
+        return self._lay(weight)[..., None].to(self.embedded.dtype)
 
     def _add_noise(self, s: Tensor, lanes: Lanes, place: Place) -> Tensor:
         """``s ← (1−β_a)·s + β_a·z`` with z keyed by (seed, row, position, age)."""
@@ -220,9 +267,15 @@ class Wavefront:
                 return self._proposals(s, lanes, place, span), residual
             logits = self.seams.decode(s, self.cache, span)
         self.stats.readouts += int(lanes.active.sum())
-        proposals = self.choose(logits, self._streams, span.positions + 1)
-        both = torch.stack([proposals.double(), score.double()]).cpu().numpy()
-        both = both[..., : lanes.width]
+        return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)
+
+    def _download(
+        self, proposals: Tensor, score: Tensor | None, width: int
+    ) -> tuple[LaneInts, Float[np.ndarray, "batch lanes"] | None]:
+        """Bring both over in one transfer, without the padding."""
+        if score is None or proposals.device.type == "cpu":
+            return proposals.cpu().numpy()[:, :width], None if score is None else score.numpy()[:, :width]
+        both = torch.stack([proposals.double(), score.double()]).cpu().numpy()[..., :width]
         return both[0].astype(np.int64), both[1]
 
     def _proposals(self, s: Tensor, lanes: Lanes, place: Place, span: Span | Places) -> LaneInts | None:
@@ -391,6 +444,9 @@ class Wavefront:
 
     def _span(self, place: Place, length: int) -> Span | Places:
         return self.seams.span(place.positions, self.cache, start=place.start, length=length)
+
+    def _buffers(self) -> Buffers:
+        return Buffers(self.states, self.embedded, self.mixed if self.policy.momentum else None)
 
     def _row_index(self, batch: int) -> Tensor:
         return self._count_rows[:batch]

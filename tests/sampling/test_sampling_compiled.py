@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -137,15 +138,15 @@ def test_without_a_compiler_it_says_so_and_runs_eagerly(sampler, monkeypatch, ca
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile()[0], reason=can_compile()[1])
-def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
-    torch_inductor = pytest.importorskip("torch._inductor.config")
-    monkeypatch.setattr(torch_inductor, "compile_threads", 1)  # no pool of worker processes for a few small graphs
+@torch._inductor.config.patch(compile_threads=1)  # no pool of worker processes for a few small graphs
+def test_a_real_compiler_gives_the_same_tokens():
     model = tiny_model(3, 11, (0, 1, 0), 0.5)
     single = RecurrentDepthForCausalLM(model.config).eval()  # one block: little to compile
     single.load_state_dict(model.state_dict())
     call = {"max_new_tokens": 9}
     for sampler in (
         Exact(num_steps=4, max_wavefront=4),  # lanes at depths of their own
+        Exact(num_steps=4, group=3),
         DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=3),
     ):
         eager = sampler(single, [[1, 2]], **call)
