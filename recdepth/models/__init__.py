@@ -1,13 +1,14 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
 from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
-from .compilation import Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
+from .compilation import WIDTHS, Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
 from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
 __all__ = [
+    "WIDTHS",
     "Buffers",
     "Cache",
     "Depth",

@@ -135,9 +135,9 @@ class CompiledSeams:
         return self._call(_Graph("recur"), (e, s), cache, places, cache.slots("recur", depth))
 
     def decode(
-        self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places
-    ) -> Float[Tensor, "batch time vocab"]:
-        return self._call(_Graph("decode"), (s,), cache, places, cache.slots("decode"))
+        self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places, logits_to_keep: int = 0
+    ) -> Float[Tensor, "batch kept vocab"]:
+        return self._call(_Graph("decode", keep=logits_to_keep), (s,), cache, places, cache.slots("decode"))
 
     def refine(
         self,
@@ -153,7 +153,7 @@ class CompiledSeams:
         """As the model's, in one graph."""
         apart = cache.kv == "per_depth"
         given = tuple(x is not None for x in (buffers.mixed, buffers.initial))
-        graph = _Graph("refine", steps, ids.shape[1], apart, given, score)
+        graph = _Graph("refine", 0, steps, ids.shape[1], apart, given, score)
         more = [x for x in (buffers.mixed, buffers.initial, weight) if x is not None]
         inputs = (ids, buffers.states, buffers.embedded, *more)
         return self._call(graph, inputs, cache, places, cache.slots("refine", depth, steps))
@@ -170,7 +170,9 @@ class CompiledSeams:
         shape = keys.shape if graph.own_depths else keys.shape[1:]
         key = graph, positions.shape, places.length, places.causal, shape, kind
         if key not in self._graphs:
-            kinds = ["tail", graph.tail] * bool(graph.tail) + ["own"] * bool(graph.own_depths)
+            kinds = (
+                ["keep"] * bool(graph.keep) + ["tail", graph.tail] * bool(graph.tail) + ["own"] * bool(graph.own_depths)
+            )
             name = "_".join(map(str, (graph.seam, *kinds, *positions.shape, places.length)))
             self._graphs[key] = _compiled(name, keys.device)
         return self._graphs[key](model, graph, inputs, positions, places, self._tables[kind], stores)
@@ -182,12 +184,14 @@ class _Graph:
 
     Attributes:
         seam: embed, recur, decode, or refine (all three).
+        keep: of ``decode``: logits of the last so many places only; 0 for all.
         steps, tail, apart, given, score: of ``refine``: recurrences, lanes that are embedded, whether recurrences have
             slots of their own, whether there are mixed embeddings and initial states, and what scores the states.
         own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
     """
 
     seam: str
+    keep: int = 0
     steps: int = 1
     tail: int = 0
     apart: bool = False
@@ -228,7 +232,7 @@ def _run(
     if graph.seam == "recur":
         return kind.recur(model, *inputs, _SomeSlots(*stores), span, 0)
     if graph.seam == "decode":
-        return kind.decode(model, *inputs, _SomeSlots(*stores), span)
+        return kind.decode(model, *inputs, _SomeSlots(*stores), span, graph.keep)
     ids, states, embedded, *more = inputs
     mixed, initial = (more.pop(0) if given else None for given in graph.given)
     prelude, core = len(model.prelude), len(model.core)

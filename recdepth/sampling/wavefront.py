@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recdepth.models import (
+    WIDTHS,
     Buffers,
     Depth,
     Flight,
@@ -397,19 +398,22 @@ class Wavefront:
         """These rows' prompts in one parallel pass; commits the first new tokens."""
         front, steps = self.front, self.policy.prefill
         lengths = front.prompt[rows]
-        longest = int(lengths.max())
-        positions = np.arange(longest) - (longest - lengths)[:, None]  # padded on the left
-        positions = np.where(positions >= 0, positions, -1)
+        longest = width = int(lengths.max())
         everyone = len(rows) == len(front.prompt)
-        start = 0 if everyone and (lengths == longest).all() else None
+        seams: Seams = self.model
+        if everyone and self.policy.compile and longest <= WIDTHS[-1]:  # longer ones gain little, and differ a lot
+            seams, width = self.seams, compiled_width(longest)
+        positions = np.arange(width) - (width - lengths)[:, None]  # padded on the left
+        positions = np.where(positions >= 0, positions, -1)
+        start = 0 if everyone and (lengths == width).all() and seams is self.model else None
         cache = self.cache if everyone else self.cache.at_rows(self._upload(rows))
         place = Place(start, self._upload(rows)[:, None], self._upload(positions))
-        span = self.model.span(place.positions, self.cache, start=start, length=longest)
-        e = self.model.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
+        span = seams.span(place.positions, self.cache, start=start, length=longest)
+        e = seams.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
         s = place.read(self.states)
         for depth in range(steps):
-            s = self.model.recur(e, s, cache, span, depth)
-        logits = self.model.decode(s, cache, span, logits_to_keep=1)
+            s = seams.recur(e, s, cache, span, depth)
+        logits = seams.decode(s, cache, span, logits_to_keep=1)
         first = self.choose(logits, self._streams[place.rows[:, 0]], self._upload(lengths[:, None]))
         if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
             row, column = np.nonzero(positions >= 0)
