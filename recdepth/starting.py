@@ -14,7 +14,8 @@ from .sources import load
 
 # what the weights' shapes and meaning depend on; depth, context and ids may differ
 _SHAPE = ["hidden_size", "num_attention_heads", "intermediate_size", "prelude_layers", "core_layers", "coda_layers"]
-_SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale"]
+_SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale", "num_key_value_heads"]
+_SHAPE += ["rope_style", "rope_llama3", "norm_placement", "state_norm", "injection", "exit_gate"]
 
 
 def start_path(init_from: str) -> str | Path:
