@@ -37,7 +37,7 @@ from .training import (
     TrainingModule,
     wandb_run_of_checkpoint,
 )
-from .training.callbacks.export import export_model
+from .training.callbacks.export import save_model_folder
 from .training.loggers import log_image, log_model
 from .watching import Watch, log_samples
 
@@ -221,7 +221,7 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not (folder / "model").is_dir():  # nothing was left to train: a resumed run whose time was over
-            export_model(module.model, data.tokenizer, folder / "model")
+            save_model_folder(module.model, data.tokenizer, folder / "model")
         if cfg.trainer.limit_val_batches:
             trainer.validate(module, datamodule=data, verbose=False)
     except SystemExit as stopped:  # how Lightning leaves after Ctrl-C

@@ -4,6 +4,7 @@ from .cache import Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
 from .compilation import Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
+from .export import export_model
 from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
@@ -23,6 +24,7 @@ __all__ = [
     "can_compile",
     "compiled_capacity",
     "compiled_width",
+    "export_model",
     "load_model",
     "load_tokenizer",
     "sample_depth",

@@ -119,7 +119,8 @@ class KVCache:
         self._core = config.core_layers
         self._depths = num_steps if kv == "per_depth" else 1
         slots = config.prelude_layers + config.core_layers * self._depths + config.coda_layers
-        shape = (slots, batch, config.num_key_value_heads, capacity + 1, config.head_dim)
+        heads = config.num_key_value_heads or config.num_attention_heads
+        shape = (slots, batch, heads, capacity + 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._views: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}

@@ -30,7 +30,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         prelude_layers, core_layers, coda_layers: blocks before, inside and after the loop.
         max_position_embeddings: the context, in tokens.
         rope_base: base of the rotary embedding's wavelengths.
-        rope_style: which coordinates turn together: ``interleaved`` (0, 1), (2, 3), …, or ``half`` (0, n/2), (1, n/2+1), ….
+        rope_style: which coordinates turn together: ``interleaved``, (0, 1), (2, 3), …, or ``half``, (0, n/2), ….
         rope_llama3: Llama 3's stretching of long wavelengths (``factor``, ``low_freq_factor``, ``high_freq_factor``,
             ``original_max_position_embeddings``), or None.
         norm_placement: a block's norms around ``f``, attention or MLP: ``sandwich``, x ← n'(x + f(n(x))), ``pre``,

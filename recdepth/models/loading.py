@@ -97,11 +97,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if found not in FLOATS.values():
-        names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS.values())
-        raise ValueError(f"dtype={dtype!r} is unknown; take one of {names}")
-    return found
+    known = {str(float_type).removeprefix("torch."): float_type for float_type in FLOATS.values()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ValueError(f"dtype={dtype!r} is unknown; take one of {', '.join(known)}")
+    return known[name]
 
 
 def _device(

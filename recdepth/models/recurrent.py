@@ -51,6 +51,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     main_input_name = "input_ids"
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
@@ -314,7 +315,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
-            if getattr(module, "bias", None) is not None:  # the exit gate's
+            if isinstance(module, nn.Linear) and module.bias is not None:  # the exit gate's
                 init.zeros_(module.bias)
         elif isinstance(module, (Attention, GatedMLP)):
             small = std / math.sqrt(2 * self.config.effective_depth)

@@ -5,7 +5,7 @@ A family is a module of the shape of :class:`Family`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -23,7 +23,7 @@ class Family(Protocol):
         ...
 
     @property
-    def CAPABILITIES(self) -> dict[str, bool]:
+    def CAPABILITIES(self) -> dict[str, Any]:
         """What samplers may count on: ``decodable_at_depth``, ``kv_sharing_safe`` (injection is a setting)."""
         ...
 
@@ -42,6 +42,10 @@ class Family(Protocol):
 
     def export_config(self, config: RecurrentDepthConfig) -> dict[str, Any]:
         """The other way."""
+        ...
+
+    def export_problems(self, config: RecurrentDepthConfig) -> Iterable[str]:
+        """What the format cannot store beside ``FIXED``, one sentence each."""
         ...
 
     def names(self, ours: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..config import RecurrentDepthConfig
 from ..layers import rope_table
 from .shared import dtype_name, need, refuse, token_ids
 
-FIXED = {
+FIXED: dict[str, Any] = {
     "norm_placement": "sandwich",
     "rope_style": "interleaved",
     "rope_llama3": None,
@@ -22,7 +22,7 @@ FIXED = {
     "state_norm": "final",
     "exit_gate": False,
 }
-CAPABILITIES = {"decodable_at_depth": True, "kv_sharing_safe": True}  # 2502.05171, section 6
+CAPABILITIES: dict[str, Any] = {"decodable_at_depth": True, "kv_sharing_safe": True}  # 2502.05171, section 6
 IGNORED = ("freqs_cis",)  # the rotary table, which is computed instead
 
 #: The keys of our settings.
@@ -136,6 +136,12 @@ def common_keys(config: RecurrentDepthConfig) -> dict[str, Any]:
         **{name: value for name, value in token_ids(config).items() if value is not None},
         "torch_dtype": dtype_name(config),
     }
+
+
+def export_problems(config: RecurrentDepthConfig) -> Iterator[str]:
+    """What the format cannot store beside ``FIXED``."""
+    if config.num_key_value_heads != config.num_attention_heads:
+        yield f"num_key_value_heads={config.num_key_value_heads}: the format has num_attention_heads"
 
 
 def names(ours: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import RecurrentDepthConfig
 
 FIXED: dict[str, Any] = {}
-CAPABILITIES: dict[str, bool] = {}  # a configuration has its own
+CAPABILITIES: dict[str, Any] = {}  # a configuration has its own
 IGNORED: tuple[str, ...] = ()
 
 
@@ -31,6 +31,11 @@ def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:
 def export_config(config: RecurrentDepthConfig) -> dict[str, Any]:
     """Write our configuration."""
     return {**config.to_dict(), "architectures": ["RecurrentDepthForCausalLM"]}
+
+
+def export_problems(config: RecurrentDepthConfig) -> Iterable[str]:
+    """None beside ``FIXED``."""
+    return ()
 
 
 def names(ours: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import RecurrentDepthConfig
 from .shared import dtype_name, llama_rope, need, refuse, rope_keys, token_ids
 
-FIXED = {
+FIXED: dict[str, Any] = {
     "norm_placement": "inner_sandwich",
     "rope_style": "half",
     "injection": "none",
@@ -23,7 +23,7 @@ FIXED = {
     "coda_layers": 0,
 }
 #: Every loop was trained to be read out; one slot per position for all loops was not (and fails in the prefill).
-CAPABILITIES = {"decodable_at_depth": True, "kv_sharing_safe": False}
+CAPABILITIES: dict[str, Any] = {"decodable_at_depth": True, "kv_sharing_safe": False}
 IGNORED: tuple[str, ...] = ()
 
 #: The keys of our settings.
@@ -110,6 +110,11 @@ def export_config(config: RecurrentDepthConfig) -> dict[str, Any]:
             "AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM",
         },
     }
+
+
+def export_problems(config: RecurrentDepthConfig) -> Iterable[str]:
+    """None beside ``FIXED``."""
+    return ()
 
 
 def names(ours: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ shared key/value heads, no norm after the recurrence, mostly no embedding scale 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..config import RecurrentDepthConfig
 from . import huginn
 from .shared import llama_rope, need, rope_keys
 
-FIXED = {
+FIXED: dict[str, Any] = {
     "norm_placement": "pre",
     "rope_style": "half",
     "injection": "linear",
@@ -23,7 +23,7 @@ FIXED = {
     "exit_gate": False,
     "qk_bias": False,
 }
-CAPABILITIES = {"decodable_at_depth": True, "kv_sharing_safe": True}
+CAPABILITIES: dict[str, Any] = {"decodable_at_depth": True, "kv_sharing_safe": True}
 IGNORED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
 
 
@@ -38,10 +38,7 @@ def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:
     Raises:
         ValueError: for a variant of the format that this family does not cover.
     """
-    need(config, [*huginn.KEYS.values(), "vocab_size"], "raven_llama")
-    context = config.get("max_position_embeddings") or config.get("block_size")
-    if context is None:
-        need(config, ["max_position_embeddings"], "raven_llama")
+    need(config, [*huginn.KEYS.values(), "vocab_size", "max_position_embeddings"], "raven_llama")
     if config.get("qk_bias", True):
         raise ValueError("a checkpoint of the family raven_llama: qk_bias=true is not supported, only false")
     return RecurrentDepthConfig(
@@ -49,7 +46,7 @@ def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:
         **CAPABILITIES,
         **huginn.common_settings(config, "raven_llama"),
         num_key_value_heads=config.get("num_key_value_heads"),
-        max_position_embeddings=context,
+        max_position_embeddings=config["max_position_embeddings"],
     )
 
 
@@ -67,6 +64,11 @@ def export_config(config: RecurrentDepthConfig) -> dict[str, Any]:
             "AutoModelForCausalLM": "raven_modeling_minimal_llama.RavenForCausalLM",
         },
     }
+
+
+def export_problems(config: RecurrentDepthConfig) -> Iterable[str]:
+    """None beside ``FIXED``."""
+    return ()
 
 
 def names(ours: str) -> tuple[str, ...]:
