@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import models, sampling
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, export_model, load_model, load_tokenizer
+from .models.retrofit import retrofit
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
@@ -16,5 +17,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "models",
+    "retrofit",
     "sampling",
 ]

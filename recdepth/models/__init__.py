@@ -7,6 +7,7 @@ from .depth import sample_depth
 from .export import export_model
 from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
+from .retrofit import retrofit_config, retrofit_model
 
 __all__ = [
     "Cache",
@@ -27,6 +28,8 @@ __all__ = [
     "export_model",
     "load_model",
     "load_tokenizer",
+    "retrofit_config",
+    "retrofit_model",
     "sample_depth",
     "sampling_seams",
 ]

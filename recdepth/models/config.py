@@ -49,6 +49,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         backprop_depth: gradients flow through this many last recurrences.
         decodable_at_depth: whether states can be read out before the last recurrence (training depths varied).
         kv_sharing_safe: whether one key/value slot per position will do, whatever the recurrence.
+        retrofit: the pretrained model that this was made from, and its layers (see :func:`retrofit_config`), or None.
 
     Raises:
         ValueError: naming every impossible setting at once.
@@ -81,6 +82,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     backprop_depth: int = 4
     decodable_at_depth: bool = True
     kv_sharing_safe: bool = True
+    retrofit: dict[str, Any] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .families import FAMILIES
 from .recurrent import RecurrentDepthForCausalLM
-from .weights import FLOATS, Weights, fill, mismatches
+from .weights import FLOATS, Weights, check_weights, fill, stored_dtype
 
 _PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
 
@@ -41,8 +42,8 @@ def load_model(
         ValueError: naming the folder and what is wrong with it.
     """
     target = None if dtype is None else _dtype(dtype)
-    folder = _folder(path_or_hub_id, _PATTERNS)
-    raw = _read_config(folder)
+    folder = snapshot(path_or_hub_id)
+    raw = parse_config(folder)
     known = [family for family in FAMILIES.values() if family.matches(raw, None)]
     if not known:
         where = f"model_type={raw.get('model_type')!r} in {folder / 'config.json'}"
@@ -55,11 +56,8 @@ def load_model(
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     with torch.device("meta"):
         model = RecurrentDepthForCausalLM(config)
-    if problems := list(mismatches(model, family, weights)):
-        shown = "\n".join(f"  - {p}" for p in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{folder} does not hold the weights that its config.json describes:\n{shown}{more}")
-    target = target or FLOATS[weights.dtypes[family.names("embedding.weight")[0]]]
+    check_weights(folder, model, family, weights)
+    target = target or stored_dtype(weights, family)
     fill(model, family, weights, target, _device(model, target, device, device_map))
     model.config.dtype = target
     return model.eval()
@@ -77,16 +75,18 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path_or_hub_id)
 
 
-def _folder(path_or_hub_id: str | Path, patterns: list[str]) -> Path:
+def snapshot(path_or_hub_id: str | Path, patterns: Sequence[str] = _PATTERNS) -> Path:
+    """The folder, or what the hub has of these files; ValueError if it is neither."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path
     if isinstance(path_or_hub_id, Path) or path.is_absolute() or str(path_or_hub_id).count("/") > 1:
         raise ValueError(f"{path_or_hub_id} is not a folder; give a model folder or a hub id such as owner/name")
-    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=patterns))
+    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def parse_config(folder: Path) -> dict[str, Any]:
+    """A folder's ``config.json``; ValueError if there is none."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} holds no model (config.json is missing)")

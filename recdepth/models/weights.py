@@ -6,20 +6,37 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import RecurrentDepthConfig
-from .families import Family
 from .recurrent import RecurrentDepthForCausalLM
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 #: Bytes that are read before a file is mapped anew, which gives the memory of what has been read back.
 _MAPPED = 64 << 20
+
+
+class Names(Protocol):
+    """The names of tensors for ours: what a family says of them."""
+
+    @property
+    def IGNORED(self) -> tuple[str, ...]: ...
+
+    def names(self, ours: str) -> tuple[str, ...]: ...
+
+
+class Stored(Protocol):
+    """Tensors that can be read."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    def read(self, wanted: Mapping[str, tuple[str, ...]], place: Callable[[str, list[Tensor]], None]) -> None: ...
 
 
 class Weights:
@@ -119,14 +136,26 @@ def stacked_sizes(config: RecurrentDepthConfig, ours: str, rows: int, parts: int
     return [rows // parts] * parts
 
 
-def sources(model: RecurrentDepthForCausalLM, family: Family) -> dict[str, tuple[str, ...]]:
-    """The family's tensors for each of the model's; a tied head has none."""
+def sources(model: RecurrentDepthForCausalLM, family: Names) -> dict[str, tuple[str, ...]]:
+    """The family's tensors for each of the model's that has some; a tied head has none."""
     tied = {"head.weight"} if model.config.tie_word_embeddings else set()
-    return {ours: family.names(ours) for ours in model.state_dict() if ours not in tied}
+    return {ours: names for ours in model.state_dict() if ours not in tied and (names := family.names(ours))}
 
 
-def mismatches(model: RecurrentDepthForCausalLM, family: Family, weights: Weights) -> Iterator[str]:
-    """What a checkpoint lacks, has too much, or in another shape."""
+def stored_dtype(weights: Stored, family: Names) -> torch.dtype:
+    """The dtype that a checkpoint has: that of its embedding."""
+    return FLOATS[weights.dtypes[family.names("embedding.weight")[0]]]
+
+
+def check_weights(where: str | Path, model: RecurrentDepthForCausalLM, family: Names, weights: Stored) -> None:
+    """Raise ValueError naming what a checkpoint lacks, has too much, or in another shape."""
+    if problems := list(_mismatches(model, family, weights)):
+        shown = "\n".join(f"  - {p}" for p in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{where} does not hold the weights that its config.json describes:\n{shown}{more}")
+
+
+def _mismatches(model: RecurrentDepthForCausalLM, family: Names, weights: Stored) -> Iterator[str]:
     shapes, wanted = weights.shapes, sources(model, family)
     known = {*family.IGNORED, *family.names("head.weight")}  # a tied head may be stored all the same
     for ours, tensor in model.state_dict().items():
@@ -146,8 +175,8 @@ def mismatches(model: RecurrentDepthForCausalLM, family: Family, weights: Weight
 
 def fill(
     model: RecurrentDepthForCausalLM,
-    family: Family,
-    weights: Weights,
+    family: Names,
+    weights: Stored,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
