@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,12 +65,15 @@ def load_model(
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model.
+    """Load the tokenizer that lies beside a model, or in a GGUF file.
 
     Raises:
         ValueError: when there is none.
     """
     folder = Path(path_or_hub_id)
+    if is_gguf(folder):
+        need_gguf(folder)
+        return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
     if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         raise ValueError(f"{folder} holds no tokenizer (tokenizer_config.json is missing)")
     return AutoTokenizer.from_pretrained(path_or_hub_id)
@@ -83,6 +87,19 @@ def snapshot(path_or_hub_id: str | Path, patterns: Sequence[str] = _PATTERNS) ->
     if isinstance(path_or_hub_id, Path) or path.is_absolute() or str(path_or_hub_id).count("/") > 1:
         raise ValueError(f"{path_or_hub_id} is not a folder; give a model folder or a hub id such as owner/name")
     return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether this names a GGUF file, llama.cpp's format of a model and its tokenizer in one."""
+    return Path(path).suffix == ".gguf"
+
+
+def need_gguf(path: str | Path) -> None:
+    """Raise for a GGUF file that is not there, or packages that reading it needs."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not there; give a .gguf file, a folder or a hub id")
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise ModuleNotFoundError("GGUF files need gguf and accelerate; install them with pip install 'recdepth[gguf]'")
 
 
 def parse_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ original computes.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .config import RecurrentDepthConfig
 from .families.shared import llama_rope, need, refuse, token_ids
-from .loading import parse_config, snapshot
+from .loading import is_gguf, need_gguf, parse_config, snapshot
 from .recurrent import RecurrentDepthForCausalLM
 from .weights import FLOATS, Weights, check_weights, fill, stored_dtype
 
@@ -125,7 +124,7 @@ def retrofit_model(config: RecurrentDepthConfig) -> RecurrentDepthForCausalLM:
     """
     assert config.retrofit is not None
     base, layers = config.retrofit["base"], config.retrofit["layers"]
-    tensors = _dequantised(base) if _is_gguf(base) else Weights(snapshot(base))
+    tensors = _dequantised(base) if is_gguf(base) else Weights(snapshot(base))
     with torch.device("meta"):
         model = RecurrentDepthForCausalLM(config)
     form = _Llama(layers, tensors.shapes)
@@ -147,12 +146,10 @@ def base_config(base: str) -> dict[str, Any]:
     Raises:
         ValueError: when it is not.
     """
-    if _is_gguf(base):
-        _need_gguf(base)
-        path = Path(base)
-        raw = AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
-    else:
-        raw = parse_config(snapshot(base, ["config.json"]))
+    try:
+        raw = _raw_config(base)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"base={base} cannot be read: {error}") from error
     if raw.get("model_type") not in LLAMA_LIKE:
         raise ValueError(
             f"base={base} is of model_type={raw.get('model_type')!r}; only Llama-like decoders"
@@ -165,6 +162,14 @@ def base_config(base: str) -> dict[str, Any]:
     raw = {key: value for key, value in raw.items() if not (key == "head_dim" and value is None)}
     refuse(raw, {**plain, "head_dim": head_dim}, raw["model_type"])
     return raw
+
+
+def _raw_config(base: str) -> dict[str, Any]:
+    if not is_gguf(base):
+        return parse_config(snapshot(base, ["config.json"]))
+    need_gguf(base)
+    path = Path(base)
+    return AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict()
 
 
 def _layers(total: int, prelude: Layers, core: Layers, coda: Layers) -> dict[str, list[int]]:
@@ -228,17 +233,6 @@ class _Tensors:
         """See :meth:`Weights.read`."""
         for key, names in wanted.items():
             place(key, [self._tensors[name] for name in names])
-
-
-def _is_gguf(base: str) -> bool:
-    return Path(base).suffix == ".gguf"
-
-
-def _need_gguf(base: str) -> None:
-    if not Path(base).is_file():
-        raise ValueError(f"base={base} is not there; give a .gguf file, a folder or a hub id")
-    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise ModuleNotFoundError("GGUF files need gguf and accelerate; install them with pip install 'recdepth[gguf]'")
 
 
 def _dequantised(base: str) -> _Tensors:
