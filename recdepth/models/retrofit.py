@@ -236,6 +236,6 @@ class _Tensors:
 
 
 def _dequantised(base: str) -> _Tensors:
-    path = Path(base)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    path, config = Path(base), AutoConfig.for_model(**base_config(base))  # reading it again would take seconds
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
     return _Tensors(model.state_dict())
