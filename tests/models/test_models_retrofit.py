@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import recdepth
+from benchmarks.retrofit import SENTENCES
 from recdepth.models import retrofit_config
 from recdepth.models.retrofit import base_config
 from recdepth.sampling import Autoregressive, DiffusionForcing, Exact
@@ -24,26 +25,6 @@ SHAPE = {
     "max_position_embeddings": 64,
     "eos_token_id": 3,
 }
-SENTENCES = """The quick brown fox jumps over the lazy dog.
-Water boils at a lower temperature on a high mountain than at the sea.
-In 1969, two people walked on the Moon for the first time.
-She opened the letter slowly, afraid of what it might say.
-If a train leaves at noon and travels for three hours, when does it arrive?
-The committee postponed its decision until the next meeting.
-Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.
-"Where did you put the keys?" he asked, looking under the sofa.
-A triangle whose sides are 3, 4 and 5 has a right angle.
-The old library smelled of dust, leather and rain.
-Most of the bread that we eat is made of wheat.
-def add(a, b): return a + b
-My grandmother was born in a village that no longer exists.
-Shares fell sharply after the company lowered its forecast.
-Birds that migrate find their way by the stars and by the Sun.
-Please turn off the light when you leave the room.
-The bridge, which was built in 1883, is still in use today.
-Not all who wander are lost.
-Ice floats because it is less dense than liquid water.
-He bought six apples, ate two of them, and gave one to his sister.""".splitlines()
 
 
 @pytest.fixture(autouse=True)
