@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
-from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile, compiled_width
+from recdepth.models import KVPolicy, RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compiled_width
 
 from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
-from .support import check_support
+from .support import unsupported
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
@@ -47,6 +47,10 @@ class Sampler:
         if getattr(self, "kv", "per_depth") == "shared":
             return {"kv_sharing_safe": "kv=shared keeps the newest recurrence's keys alone; set kv=per_depth"}
         return {}
+
+    def unsupported(self, config: RecurrentDepthConfig) -> list[str]:
+        """What this needs and a model of that configuration lacks, with remedies."""
+        return unsupported(self.needs(), config, self.init_scale, getattr(self, "allow_unsupported", False))
 
     def _shared(self) -> dict[str, Any]:
         """The settings that every sampler hands on."""
@@ -84,8 +88,8 @@ class Sampler:
         Raises:
             ValueError: naming the prompt or setting that is wrong.
         """
-        allowed = getattr(self, "allow_unsupported", False)
-        check_support(self.name, self.needs(), model.config, self.init_scale, allowed)
+        if problems := self.unsupported(model.config):
+            raise ValueError(f"{self.name} does not suit this model:\n" + "\n".join(f"  - {p}" for p in problems))
         choose = TokenChooser(temperature, top_k, top_p, min_p, seed)
         texts = [list(map(int, p)) for p in prompts]
         streams = list(range(len(texts))) if rows is None else list(rows)

@@ -1,4 +1,4 @@
-"""What samplers ask of a model beyond its seams, and the one error for a model that lacks some of it."""
+"""What samplers ask of a model beyond its seams, and what to say of a model that lacks some of it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ def capabilities(config: RecurrentDepthConfig) -> dict[str, bool]:
     }
 
 
-def check_support(
-    name: str, needs: Mapping[str, str], config: RecurrentDepthConfig, init_scale: float, allowed: bool
-) -> None:
-    """Raise ValueError for a sampler that needs what a model lacks.
+def unsupported(needs: Mapping[str, str], config: RecurrentDepthConfig, init_scale: float, allowed: bool) -> list[str]:
+    """What a sampler needs and a model lacks, with remedies; empty if it suits.
 
     Args:
-        name: of the sampler.
         needs: why the sampler needs a capability, and what to do without it, by name of the capability.
         config: the model's.
         init_scale: the sampler's; a model without injection has no noise to scale.
@@ -35,8 +32,7 @@ def check_support(
     can = capabilities(config)
     problems = [] if allowed else [f"{need} is missing: {why}" for need, why in needs.items() if not can[need]]
     if problems:
-        problems.append("or try it all the same, with allow_unsupported=true; the text may be of no use")
+        problems[-1] += "; or try it all the same with allow_unsupported=true, though the text may be of no use"
     if not can["injection"] and init_scale not in (0, 1):
         problems.append(f"init_scale={init_scale} has no effect: states begin as embeddings, without noise; leave it")
-    if problems:
-        raise ValueError(f"{name} does not suit this model:\n" + "\n".join(f"  - {p}" for p in problems))
+    return problems

@@ -65,3 +65,18 @@ def test_what_does_not_go_with_a_base(composed, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.base=.*nothing cannot be read.*is not a folder"):
         checks.check_train(composed("model=retrofit", f"model.base={tmp_path / 'nothing'}"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_samplers_that_do_not_suit_the_model_are_named_before_training(composed):
+    ouro = ["model=tiny", "model.injection=none", "model.norm_placement=inner_sandwich", "model.state_norm=every"]
+    ouro += ["model.prelude_layers=0", "model.coda_layers=0"]
+    named = r"callbacks\.sampler_evaluation\.samplers\.diffusion_forcing: .* injection is missing.*allow_unsupported"
+    with pytest.raises(ConfigError, match=named):
+        checks.check_train(composed(*ouro))
+    with pytest.raises(ConfigError, match=r"comparison\.samplers\.df-paper: diffusion_forcing does not suit"):
+        checks.check_train(composed(*ouro, "callbacks=none", "compare=true"))
+    exact = ["sampler@callbacks.sampler_evaluation.samplers.diffusion_forcing=exact"]
+    allowed = "callbacks.sampler_evaluation.samplers.diffusion_forcing.allow_unsupported=true"
+    checks.check_train(composed(*ouro, *exact))
+    checks.check_train(composed(*ouro, allowed))
+    run.train(composed(*ouro, "debug=fdr", "callbacks=none", "logger=none", "model.hidden_size=16"))
