@@ -3,10 +3,20 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import models, sampling
-from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, load_model, load_tokenizer
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, export_model, load_model, load_tokenizer
+from .models.retrofit import retrofit
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
 
 __version__ = "0.1.0"
-__all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "load_model", "load_tokenizer", "models", "sampling"]
+__all__ = [
+    "RecurrentDepthConfig",
+    "RecurrentDepthForCausalLM",
+    "export_model",
+    "load_model",
+    "load_tokenizer",
+    "models",
+    "retrofit",
+    "sampling",
+]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import lifecycle
 from .checks_sample import check_sample
+from .checks_support import unsupported_samplers
 from .checks_sweep import goals, listed, on_error
 from .data import DataModule, Split
 from .data.datamodule import size_problems
@@ -346,6 +347,7 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
     ("optimized_metric", "callbacks", "objective"): _unknown_metric,
     ("optimized_metric", "optimized_direction"): goals,
+    ("model", "callbacks", "comparison", "compare"): unsupported_samplers,
     ("sweep",): on_error,
     ("resume",): _no_checkpoint,
     ("init_from", "resume"): _no_start,

@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
@@ -26,7 +27,7 @@ from .reporting import WandbRun, read_metrics, recorded, wandb_run_of, write_pic
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
-from .starting import start_weights
+from .starting import retrofit_weights, start_weights
 from .training import (
     Export,
     KeepWandbRun,
@@ -37,7 +38,7 @@ from .training import (
     TrainingModule,
     wandb_run_of_checkpoint,
 )
-from .training.callbacks.export import export_model
+from .training.callbacks.export import save_model_folder
 from .training.loggers import log_image, log_model
 from .watching import Watch, log_samples
 
@@ -65,7 +66,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     _check_resume(cfg)
     _go_on(cfg)
     config = _model_config(cfg, data)
-    weights = start_weights(cfg.init_from, config, data.tokenizer) if cfg.init_from else None
+    weights = _first_weights(cfg, config, data)
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -138,6 +139,15 @@ def _go_on(cfg: DictConfig) -> None:
         return
     cfg.resume = str(folder)
     log.info("Goes on from its checkpoint at step %d", step)
+
+
+def _first_weights(cfg: DictConfig, config: RecurrentDepthConfig, data: DataModule) -> dict[str, Tensor] | None:
+    """The weights that training starts from; None for random ones, or those of a checkpoint."""
+    if cfg.init_from:
+        return start_weights(cfg.init_from, config, data.tokenizer)
+    if config.retrofit and cfg.resume is None:
+        return retrofit_weights(config, data)
+    return None
 
 
 def _model_config(cfg: DictConfig, data: DataModule) -> RecurrentDepthConfig:
@@ -221,7 +231,7 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not (folder / "model").is_dir():  # nothing was left to train: a resumed run whose time was over
-            export_model(module.model, data.tokenizer, folder / "model")
+            save_model_folder(module.model, data.tokenizer, folder / "model")
         if cfg.trainer.limit_val_batches:
             trainer.validate(module, datamodule=data, verbose=False)
     except SystemExit as stopped:  # how Lightning leaves after Ctrl-C

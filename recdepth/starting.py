@@ -8,13 +8,15 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .models import RecurrentDepthConfig, load_tokenizer
+from .data import DataModule, pretrained_tokenizer
+from .models import RecurrentDepthConfig, load_tokenizer, retrofit_model
 from .settings import ConfigError
 from .sources import load
 
 # what the weights' shapes and meaning depend on; depth, context and ids may differ
 _SHAPE = ["hidden_size", "num_attention_heads", "intermediate_size", "prelude_layers", "core_layers", "coda_layers"]
-_SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale"]
+_SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale", "num_key_value_heads"]
+_SHAPE += ["rope_style", "rope_llama3", "norm_placement", "state_norm", "injection", "exit_gate"]
 
 
 def start_path(init_from: str) -> str | Path:
@@ -58,6 +60,42 @@ def start_weights(
     if problems:
         raise ConfigError(problems)
     return model.state_dict()
+
+
+def retrofit_weights(config: RecurrentDepthConfig, data: DataModule) -> dict[str, Tensor]:
+    """The weights of a pretrained decoder that is made recurrent, in float32.
+
+    Args:
+        config: from ``model=retrofit``.
+        data: whose tokenizer and rows the model is for.
+
+    Raises:
+        ConfigError: for other tokens than the base's, longer rows than its context, or weights that cannot be read.
+    """
+    assert config.retrofit is not None
+    base = config.retrofit["base"]
+    problems = []
+    try:
+        theirs = pretrained_tokenizer(base)
+    except (ValueError, OSError) as error:
+        problems.append(f"model.base={base} has no tokenizer: {error}")
+    else:
+        if theirs.get_vocab() != data.tokenizer.get_vocab():
+            problems.append(
+                f"data.tokenizer has other tokens than model.base={base}; set"
+                " +data.tokenizer._target_=recdepth.data.pretrained_tokenizer and +data.tokenizer.path=${model.base}"
+            )
+    if data.sequence_length > config.max_position_embeddings:
+        problems.append(
+            f"data.sequence_length={data.sequence_length} exceeds the context of model.base={base},"
+            f" {config.max_position_embeddings}; lower it"
+        )
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return retrofit_model(config).float().state_dict()
+    except (ValueError, OSError) as error:
+        raise ConfigError([f"model.base={base}: {error}"]) from error
 
 
 def _tokens(

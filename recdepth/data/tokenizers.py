@@ -8,6 +8,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from recdepth.models.loading import is_gguf, load_tokenizer
+
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 _SPECIAL = (PAD, EOS, UNK)
 _GLUED = ".,;:?!"
@@ -60,11 +62,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pretrained_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Any Hugging Face tokenizer by local path or hub id.
+    """Any Hugging Face tokenizer by local path (a folder or a GGUF file) or hub id.
 
     It needs an end-of-sequence token (ValueError), which also pads if there is no padding token.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(path) if is_gguf(path) else AutoTokenizer.from_pretrained(path)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {path!r} has no eos_token, which ends an answer; choose one that has")
     if tokenizer.pad_token_id is None:

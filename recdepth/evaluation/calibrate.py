@@ -92,7 +92,12 @@ def calibrate_exit(
     problems = _problems(sampler, prompts, agreement, low, high, looks)
     if problems:
         raise ValueError("cannot calibrate:\n" + "\n".join(f"  - {p}" for p in problems))
-    full = Autoregressive(num_steps=sampler.num_steps, kv=sampler.kv, init_scale=sampler.init_scale)
+    full = Autoregressive(
+        num_steps=sampler.num_steps,
+        kv=sampler.kv,
+        init_scale=sampler.init_scale,
+        allow_unsupported=sampler.allow_unsupported,
+    )
 
     def sample(with_sampler: Sampler) -> SampleResult:
         return with_sampler(

@@ -21,6 +21,7 @@ PAPER = "df-paper"  # the paper's default, under the name that comparisons have 
 _FIXED = {
     "num_steps": "it is r, the same for the reference; set sampler.num_steps",
     "init_scale": "it is a property of the model; set sampler.init_scale",
+    "allow_unsupported": "it is no setting to search; set sampler.allow_unsupported",
     "compile": "it changes no text; set tune.compile",
 }
 _ATTEMPTS = 100  # draws per setting that is wanted: some combinations are impossible, some come twice

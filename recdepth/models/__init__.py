@@ -4,8 +4,10 @@ from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
 from .compilation import WIDTHS, Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
+from .export import export_model
 from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
+from .retrofit import retrofit_config, retrofit_model
 
 __all__ = [
     "WIDTHS",
@@ -25,8 +27,11 @@ __all__ = [
     "can_compile",
     "compiled_capacity",
     "compiled_width",
+    "export_model",
     "load_model",
     "load_tokenizer",
+    "retrofit_config",
+    "retrofit_model",
     "sample_depth",
     "sampling_seams",
 ]

@@ -101,9 +101,9 @@ class Cache(Protocol):
 class KVCache:
     """Preallocated keys and values, ``[slot, batch, head, time, head_dim]``, written in place by position.
 
-    A slot is a prelude layer, a core layer (``kv="shared"``: the newest recurrence overwrites) or a core layer and
-    recurrence (``kv="per_depth"``), or a coda layer. Forgetting positions needs no copy: a span reads up to its own
-    length. One spare position at the end swallows the writes of padding (position -1).
+    Heads are those of keys and values. A slot is a prelude layer, a core layer (``kv="shared"``: the newest recurrence
+    overwrites) or a core layer and recurrence (``kv="per_depth"``), or a coda layer. Forgetting positions needs no
+    copy: a span reads up to its own length. One spare position at the end swallows the writes of padding (position -1).
 
     Args:
         config: the model's shape.
@@ -131,7 +131,8 @@ class KVCache:
         self._core = config.core_layers
         self._depths = num_steps if kv == "per_depth" else 1
         slots = config.prelude_layers + config.core_layers * self._depths + config.coda_layers
-        shape = (slots, batch, config.num_attention_heads, capacity + 1, config.head_dim)
+        heads = config.num_key_value_heads or config.num_attention_heads
+        shape = (slots, batch, heads, capacity + 1, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._views: dict[tuple[str, int, int], tuple[list[Tensor], list[Tensor]]] = {}

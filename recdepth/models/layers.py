@@ -1,6 +1,8 @@
-"""Huginn's building blocks: RMSNorm, rotary attention, gated MLP and the sandwich block."""
+"""The building blocks: RMSNorm, rotary attention, gated MLP, and the block of them."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -25,29 +27,58 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(
-    head_dim: int, length: int, base: float, device: torch.device, dtype: torch.dtype
+    config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "time head_dim"], Float[Tensor, "time head_dim"]]:
-    """Cosines and sign-alternating sines of interleaved rotary embeddings (Su et al. 2021, arXiv 2104.09864)."""
+    """Cosines and signed sines of rotary embeddings (Su et al. 2021, arXiv 2104.09864) for the whole context."""
     # float32 whatever the dtype: the angles of the public checkpoints
-    frequency = 1.0 / (base ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim))
-    angle = torch.outer(torch.arange(length, device=device).float(), frequency)
+    halves = torch.arange(0, config.head_dim, 2, device=device).float()
+    frequency = 1.0 / (config.rope_base ** (halves / config.head_dim))
+    if config.rope_llama3 is not None:
+        frequency = _stretched(frequency, **config.rope_llama3)
+    angle = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequency)
     cos, sin = angle.cos(), angle.sin()
+    if config.rope_style == "half":
+        return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
     return torch.stack([cos, cos], -1).flatten(-2).to(dtype), torch.stack([-sin, sin], -1).flatten(-2).to(dtype)
 
 
-def rotate(x: Float[Tensor, "batch time heads head_dim"], span: Span) -> Float[Tensor, "batch time heads head_dim"]:
-    """Rotate the pairs (0, 1), (2, 3), … of each head by the position's angles."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * span.cos, swapped, span.sin).to(x.dtype)
+def _stretched(
+    frequency: Tensor,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: float,
+) -> Tensor:
+    """Llama 3's frequencies: waves longer than 1/low of the original context are stretched by the factor, those
+    shorter than 1/high of it not at all, and those between in proportion (The Llama 3 Herd of Models, 2407.21783)."""
+    turns = original_max_position_embeddings * frequency / (2 * math.pi)  # over the original context
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return kept * frequency + (1 - kept) * frequency / factor
+
+
+def swap_pairs(x: Float[Tensor, "*any head_dim"]) -> Float[Tensor, "*any head_dim"]:
+    """Swap the coordinates (0, 1), (2, 3), … of each head."""
+    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+
+
+def swap_halves(x: Float[Tensor, "*any head_dim"]) -> Float[Tensor, "*any head_dim"]:
+    """Swap the two halves of each head."""
+    return x.roll(x.shape[-1] // 2, dims=-1)
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with fused projections and learned query/key bias."""
+    """Causal attention with fused projections, shared key/value heads where wanted, and learned query/key bias."""
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
-        self.heads, self.head_dim = config.num_attention_heads, config.head_dim
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        assert config.num_key_value_heads is not None  # set by the configuration
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.swap = swap_halves if config.rope_style == "half" else swap_pairs
+        self.qkv = Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim)) if config.qk_bias else None
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
@@ -55,11 +86,13 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: Slot
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
-        qkv = self.qkv(x).view(batch, time, 3 * self.heads, self.head_dim)
-        qk, v = qkv[:, :, : 2 * self.heads], qkv[:, :, 2 * self.heads :].transpose(1, 2)
+        rotated = self.heads + self.kv_heads
+        qkv = self.qkv(x).view(batch, time, rotated + self.kv_heads, self.head_dim)
+        qk, v = qkv[:, :, :rotated], qkv[:, :, rotated:].transpose(1, 2)
         if self.qk_bias is not None:
             qk = qk + self.qk_bias.flatten(0, 2)
-        q, k = rotate(qk, span).transpose(1, 2).chunk(2, dim=1)  # [batch, head, time, head_dim]
+        qk = torch.addcmul(qk * span.cos, self.swap(qk), span.sin).to(qk.dtype).transpose(1, 2)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)  # [batch, head, time, head_dim]
         if isinstance(slot, tuple):
             assert cache is not None
             y = torch.cat([self._flight(q, k, v, span, cache, flight) for flight in slot], dim=1)
@@ -78,22 +111,27 @@ class Attention(nn.Module):
 def attend(
     q: Float[Tensor, "batch heads time head_dim"], k: Tensor, v: Tensor, span: Span
 ) -> Float[Tensor, "batch time heads head_dim"]:
-    """Causal attention to keys and values that all lanes share, [batch, heads, keys, head_dim], or that each lane has
-    for itself, [batch, time, heads, keys, head_dim]."""
+    """Causal attention to keys and values that all lanes share, [batch, kv_heads, keys, head_dim], or that each lane
+    has for itself, [batch, time, kv_heads, keys, head_dim]; a head of keys serves as many adjacent query heads."""
+    grouped = q.shape[1] != k.shape[-3]
     if k.dim() == 4:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, is_causal=span.causal).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=span.mask, is_causal=span.causal, enable_gqa=grouped
+        ).transpose(1, 2)
     batch, _, time, _ = q.shape
     mask = span.part(0, time).mask if span.causal else span.mask
     if torch.compiler.is_compiling():  # fused with the reading of the keys, which are not copied then
         assert mask is not None
         wide = torch.promote_types(q.dtype, torch.float32)
         q = q.transpose(1, 2).unsqueeze(3).to(wide) * q.shape[-1] ** -0.5
+        if grouped:
+            k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
         weights = (q * k).sum(-1).masked_fill(~mask.transpose(1, 2), -torch.inf).softmax(-1)
         return (weights.unsqueeze(-1) * v).sum(3).to(v.dtype)
     if mask is not None:
         mask = mask.expand(batch, -1, -1, -1).transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, 1, 1, keys]
     q = q.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [batch·time, heads, 1, head_dim]
-    y = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask)
+    y = F.scaled_dot_product_attention(q, k.flatten(0, 1), v.flatten(0, 1), attn_mask=mask, enable_gqa=grouped)
     return y.squeeze(2).unflatten(0, (batch, time))
 
 
@@ -111,20 +149,30 @@ class GatedMLP(nn.Module):
         return self.proj(F.silu(gate) * up)
 
 
-class SandwichBlock(nn.Module):
-    """``x = n2(x + attn(n1(x)))``, ``x = n4(x + mlp(n3(x)))`` (2502.05171, section 3.2)."""
+class Block(nn.Module):
+    """Attention, then a gated MLP; ``norm_placement`` says where the norms are (2502.05171, section 3.2: sandwich).
+
+    ``norm_1`` and ``norm_3`` are before attention and MLP, ``norm_2`` and ``norm_4`` behind them.
+    """
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__()
+        behind = config.norm_placement != "pre"
+        self.inner = config.norm_placement == "inner_sandwich"
         self.norm_1 = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = Attention(config)
-        self.norm_2 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm_2 = RMSNorm(config.hidden_size, config.norm_eps) if behind else None
         self.norm_3 = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = GatedMLP(config)
-        self.norm_4 = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm_4 = RMSNorm(config.hidden_size, config.norm_eps) if behind else None
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], span: Span, cache: Cache | None, slot: Slot
     ) -> Float[Tensor, "batch time dim"]:
-        x = self.norm_2(x + self.attn(self.norm_1(x), span, cache, slot))
-        return self.norm_4(x + self.mlp(self.norm_3(x)))
+        x = self._add(x, self.attn(self.norm_1(x), span, cache, slot), self.norm_2)
+        return self._add(x, self.mlp(self.norm_3(x)), self.norm_4)
+
+    def _add(self, x: Tensor, y: Tensor, norm: RMSNorm | None) -> Tensor:
+        if norm is None:
+            return x + y
+        return x + norm(y) if self.inner else norm(x + y)

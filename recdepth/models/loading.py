@@ -2,65 +2,108 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .families import FAMILIES
 from .recurrent import RecurrentDepthForCausalLM
+from .weights import FLOATS, Weights, check_weights, fill, stored_dtype
 
 _PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
 def load_model(
-    path_or_hub_id: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> RecurrentDepthForCausalLM:
-    """Load a model for inference (``eval`` mode); its family is read off ``config.json``.
+    """Load a model for inference (``eval`` mode); its family is read off ``config.json`` and the tensors' names.
+
+    Each weight is copied once, from the mapped file to where it stays: no second copy is ever in memory.
 
     Args:
-        path_or_hub_id: a folder with ``config.json`` and safetensors, or a hub id. No remote code is executed.
+        path_or_hub_id: a folder with ``config.json`` and safetensors (one file, or shards and their index), or a hub
+            id. No remote code is executed, and no pickle read.
         dtype: None keeps the stored one.
         device: None is the CPU.
+        device_map: instead of ``device``, as transformers has it: ``"auto"`` for the accelerator with the most free
+            memory if the weights fit there, else the CPU; or ``{"": device}``. The whole model lies on one device: a
+            core that is applied again and again would send its states from one to the other all the time.
 
     Raises:
         ValueError: naming the folder and what is wrong with it.
     """
-    folder = _folder(path_or_hub_id, _PATTERNS)
-    raw = _read_config(folder)
-    model = _convert(folder, raw, _family(folder, raw), dtype)
-    model.to(device or "cpu")  # type: ignore[arg-type]
+    target = None if dtype is None else _dtype(dtype)
+    folder = snapshot(path_or_hub_id)
+    raw = parse_config(folder)
+    known = [family for family in FAMILIES.values() if family.matches(raw, None)]
+    if not known:
+        where = f"model_type={raw.get('model_type')!r} in {folder / 'config.json'}"
+        raise ValueError(f"{where} is unknown; known families: {', '.join(FAMILIES)}")
+    weights = Weights(folder)
+    family = next(family for family in known if family.matches(raw, weights.shapes))
+    try:
+        config = family.convert_config(raw)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    with torch.device("meta"):
+        model = RecurrentDepthForCausalLM(config)
+    check_weights(folder, model, family, weights)
+    target = target or stored_dtype(weights, family)
+    fill(model, family, weights, target, _device(model, target, device, device_map))
+    model.config.dtype = target
     return model.eval()
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model.
+    """Load the tokenizer that lies beside a model, or in a GGUF file.
 
     Raises:
         ValueError: when there is none.
     """
     folder = Path(path_or_hub_id)
+    if is_gguf(folder):
+        need_gguf(folder)
+        return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
     if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         raise ValueError(f"{folder} holds no tokenizer (tokenizer_config.json is missing)")
     return AutoTokenizer.from_pretrained(path_or_hub_id)
 
 
-def _folder(path_or_hub_id: str | Path, patterns: list[str]) -> Path:
+def snapshot(path_or_hub_id: str | Path, patterns: Sequence[str] = _PATTERNS) -> Path:
+    """The folder, or what the hub has of these files; ValueError if it is neither."""
     path = Path(path_or_hub_id)
     if path.is_dir():
         return path
     if isinstance(path_or_hub_id, Path) or path.is_absolute() or str(path_or_hub_id).count("/") > 1:
         raise ValueError(f"{path_or_hub_id} is not a folder; give a model folder or a hub id such as owner/name")
-    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=patterns))
+    return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def is_gguf(path: str | Path) -> bool:
+    """Whether this names a GGUF file, llama.cpp's format of a model and its tokenizer in one."""
+    return Path(path).suffix == ".gguf"
+
+
+def need_gguf(path: str | Path) -> None:
+    """Raise for a GGUF file that is not there, or packages that reading it needs."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not there; give a .gguf file, a folder or a hub id")
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise ModuleNotFoundError("GGUF files need gguf and accelerate; install them with pip install 'recdepth[gguf]'")
+
+
+def parse_config(folder: Path) -> dict[str, Any]:
+    """A folder's ``config.json``; ValueError if there is none."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} holds no model (config.json is missing)")
@@ -70,61 +113,34 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def _family(folder: Path, raw: dict[str, Any]) -> ModuleType:
-    for family in FAMILIES:
-        if family.matches(raw):
-            return family
-    known = [f.__name__.rsplit(".", 1)[-1] for f in FAMILIES]
-    raise ValueError(f"model_type={raw.get('model_type')!r} in {folder / 'config.json'} is unknown; known: {known}")
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    known = {str(float_type).removeprefix("torch."): float_type for float_type in FLOATS.values()}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ValueError(f"dtype={dtype!r} is unknown; take one of {', '.join(known)}")
+    return known[name]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The weight files: those of the index, or model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    if missing := [f.name for f in files if not f.exists()]:
-        raise ValueError(f"{folder} lacks weights: {', '.join(missing)} (only safetensors are read)")
-    return files
+def _device(
+    model: RecurrentDepthForCausalLM,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    device_map: str | dict[str, Any] | None,
+) -> torch.device:
+    if device_map is None:
+        return torch.device(device or "cpu")
+    if device is not None:
+        raise ValueError(f"device={device} and device_map={device_map} exclude each other; drop one")
+    if device_map == "auto":
+        return _roomiest(sum(p.numel() for p in model.parameters()) * dtype.itemsize)
+    devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    if len(devices) != 1:
+        raise ValueError(f"device_map={device_map} must name one device for the whole model, as {{'': 'cuda:0'}} does")
+    return torch.device(devices.pop())
 
 
-def _convert(
-    folder: Path, raw: dict[str, Any], family: ModuleType, dtype: torch.dtype | None
-) -> RecurrentDepthForCausalLM:
-    try:
-        config = family.convert_config(raw)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    tensors: dict[str, Tensor] = {}
-    for path in _files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if (ours := family.rename(name)) is not None:
-                        tensors[ours] = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-    if config.tie_word_embeddings:
-        tensors.pop("head.weight", None)
-    with torch.device("meta"):
-        model = RecurrentDepthForCausalLM(config)
-    expected = {k: v.shape for k, v in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop("head.weight")
-    problems = [f"{k} is missing" for k in expected.keys() - tensors.keys()]
-    problems += [f"{k} is not part of this model" for k in tensors.keys() - expected.keys()]
-    problems += [
-        f"{k} has shape {tuple(tensors[k].shape)} instead of {tuple(expected[k])}"
-        for k in expected.keys() & tensors.keys()
-        if tensors[k].shape != expected[k]
-    ]
-    if problems:
-        shown = "\n".join(f"  - {p}" for p in sorted(problems)[:10])
-        raise ValueError(f"{folder} does not hold the weights that its config.json describes:\n{shown}")
-    target = dtype or tensors["embedding.weight"].dtype
-    model.load_state_dict({k: v.to(target) for k, v in tensors.items()}, strict=False, assign=True)
-    model.tie_weights()
-    model.config.dtype = target
-    return model
+def _roomiest(needed: int) -> torch.device:
+    """The accelerator with the most free memory, if so many bytes fit; else the CPU."""
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    best = max(free, key=lambda i: free[i], default=None)
+    return torch.device("cpu") if best is None or free[best] < needed else torch.device("cuda", best)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from .cache import Buffers, Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
-from .layers import Attention, GatedMLP, RMSNorm, SandwichBlock, rope_table
+from .layers import Attention, Block, GatedMLP, RMSNorm, rope_table
 from .products import Linear
 from .randomness import STATE, truncated_normal
 
@@ -30,7 +30,7 @@ class RecurrentDepthOutput(ModelOutput):
     Attributes:
         loss: mean cross-entropy over labels that are not -100, or None.
         logits: [batch, time, vocab], float32.
-        latents: [batch, time, dim], the final states after the norm, as they enter the coda.
+        latents: [batch, time, dim], the final states as they enter the coda: after the norm, where there is one.
     """
 
     loss: Tensor | None = None
@@ -52,16 +52,19 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     main_input_name = "input_ids"
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: RecurrentDepthConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(config.prelude_layers))
-        self.injection = Linear(2 * config.hidden_size, config.hidden_size)
-        self.core = nn.ModuleList(SandwichBlock(config) for _ in range(config.core_layers))
-        self.coda = nn.ModuleList(SandwichBlock(config) for _ in range(config.coda_layers))
+        self.prelude = nn.ModuleList(Block(config) for _ in range(config.prelude_layers))
+        self.injection = Linear(2 * config.hidden_size, config.hidden_size) if config.injection == "linear" else None
+        self.core = nn.ModuleList(Block(config) for _ in range(config.core_layers))
+        self.coda = nn.ModuleList(Block(config) for _ in range(config.coda_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size)
+        # of the states that have been normalised; trained where it comes from, not here
+        self.exit_gate = nn.Linear(config.hidden_size, 1).requires_grad_(False) if config.exit_gate else None
         self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.post_init()
 
@@ -87,7 +90,8 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     ) -> Float[Tensor, "batch time dim"]:
         """Noise ``s_0``: normal with σ = sqrt(2/5)·scale, cut at ±3σ (σ after the √dim embedding scale).
 
-        With a seed, a function of (seed, row, position) alone; with ``seed=None``, drawn from torch's generator.
+        With a seed, a function of (seed, row, position) alone; with ``seed=None``, drawn from torch's generator. Zero
+        for a model without injection, whose first recurrence starts from the embedding: see :meth:`recur`.
 
         Args:
             e: the embedded tokens, for shape, dtype and device.
@@ -96,8 +100,8 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             seed: see above.
             scale: factor on σ; 0 gives the zero state.
         """
-        std = scale * self.config.embedding_scale * math.sqrt(2 / (5 * self.config.hidden_size))
-        if scale == 0:
+        std = scale * self.config.state_scale
+        if std == 0 or self.injection is None:
             return torch.zeros_like(e)
         if seed is None:
             s = torch.empty_like(e, dtype=torch.float32)
@@ -115,6 +119,8 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     ) -> Float[Tensor, "batch time dim"]:
         """One recurrence (core pass): ``s_t = R(e, s_{t-1})``.
 
+        Without injection, a state that is zero has not begun: it starts from the embedding.
+
         Args:
             e: the embedded tokens.
             s: the states before the pass.
@@ -123,10 +129,13 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             depth: recurrences these states have had before (selects the slots of a per-depth cache); see ``Depth``.
         """
         span = self._as_span(positions, cache)
-        x = self.injection(torch.cat([s, e], dim=-1))
+        if self.injection is not None:
+            x = self.injection(torch.cat([s, e], dim=-1))
+        else:
+            x = torch.where((s == 0).all(-1, keepdim=True), e, s)
         for i, block in enumerate(self.core):
             x = block(x, span, cache, cache.core_slot(i, depth) if cache is not None else 0)
-        return x
+        return self.norm(x) if self.config.state_norm == "every" else x
 
     def decode(
         self,
@@ -135,10 +144,10 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         positions: Tensor | Span,
         logits_to_keep: int = 0,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """The coda: norm, blocks (writing their KV), norm again, head.
+        """The coda: norm (by ``state_norm``), blocks (writing their KV), norm, head.
 
         Args:
-            s: un-normalised states.
+            s: states as ``recur`` returns them.
             cache: keys and values of earlier positions.
             positions: logical positions or their span.
             logits_to_keep: logits of the last so many places only; 0 for all (as in transformers).
@@ -147,10 +156,13 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             logits, float32 (float64 for a float64 model).
         """
         span = self._as_span(positions, cache)
-        x = self.norm(s)
+        x = self._read(s)
         for i, block in enumerate(self.coda):
             x = block(x, span, cache, cache.coda_slot(i) if cache is not None else 0)
-        logits = self.head(self.norm(x[:, -logits_to_keep:] if logits_to_keep else x))
+        x = x[:, -logits_to_keep:] if logits_to_keep else x
+        if len(self.coda) or self.config.state_norm != "every":  # else the last recurrence has normalised it
+            x = self.norm(x)
+        logits = self.head(x)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def refine(
@@ -239,10 +251,8 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         """Cosines and signed sines of the rotary embedding, [time, head_dim] each, for all positions of the context."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         if (device, dtype) not in self._rope:
-            c = self.config
             with torch.inference_mode(False):  # a table made while sampling must serve training too
-                tables = rope_table(c.head_dim, c.max_position_embeddings, c.rope_base, device, dtype)
-            self._rope[device, dtype] = tables
+                self._rope[device, dtype] = rope_table(self.config, device, dtype)
         return self._rope[device, dtype]
 
     def new_cache(self, batch: int, capacity: int, kv: KVPolicy = "shared", num_steps: int = 1) -> KVCache:
@@ -318,7 +328,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return RecurrentDepthOutput(loss=loss, logits=logits, latents=self.norm(s))
+        return RecurrentDepthOutput(loss=loss, logits=logits, latents=self._read(s))
 
     # ------------------------------------------------------------------------------------------------------ the rest
 
@@ -332,6 +342,10 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
+    def _read(self, s: Tensor) -> Tensor:
+        """States as they enter the coda."""
+        return self.norm(s) if self.config.state_norm == "final" else s
+
     def _as_span(self, positions: Tensor | Span, cache: Cache | None) -> Span:
         return positions if isinstance(positions, Span) else self.span(positions, cache)
 
@@ -343,6 +357,8 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+            if isinstance(module, nn.Linear) and module.bias is not None:  # the exit gate's
+                init.zeros_(module.bias)
         elif isinstance(module, (Attention, GatedMLP)):
             small = std / math.sqrt(2 * self.config.effective_depth)
             init.trunc_normal_(module.proj.weight, std=small, a=-3 * small, b=3 * small)

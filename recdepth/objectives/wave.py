@@ -225,7 +225,7 @@ class WaveRun:
         else:
             rows = torch.arange(len(s), device=s.device)[:, None]
             z = truncated_normal(plan.seed, STEP_NOISE, rows, positions, age, count=config.hidden_size)
-        z = z * (config.embedding_scale * (2 / (5 * config.hidden_size)) ** 0.5)
+        z = z * config.state_scale
         beta = NOISE_SCHEDULES[plan.noise_schedule](plan.noise, age.cpu().numpy(), plan.recurrences)
         return torch.lerp(s, z.to(s.dtype), torch.from_numpy(beta).to(s)[..., None])
 

@@ -5,6 +5,7 @@ from .policies import NOISE_SCHEDULES, Policy
 from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
 from .replay import LaneView, Replay
 from .result import SampleResult, SampleStats
+from .support import capabilities
 from .tokens import TokenChooser
 from .trace import Trace, Tracer, Tracers, TraceStep
 from .wavefront import Wavefront
@@ -37,5 +38,6 @@ __all__ = [
     "Tracers",
     "Wavefront",
     "auto_width",
+    "capabilities",
     "forget_widths",
 ]

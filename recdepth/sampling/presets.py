@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
-from recdepth.models import KVPolicy, RecurrentDepthForCausalLM, can_compile, compiled_width
+from recdepth.models import KVPolicy, RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compiled_width
 
 from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
+from .support import unsupported
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
@@ -40,6 +41,16 @@ class Sampler:
     @abstractmethod
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         """The engine's settings; ``max_wavefront=auto`` is measured on the model (without one it stands for 128)."""
+
+    def needs(self) -> dict[str, str]:
+        """Capabilities that a model must have (see :func:`capabilities`), each with the reason and the remedy."""
+        if getattr(self, "kv", "per_depth") == "shared":
+            return {"kv_sharing_safe": "kv=shared keeps the newest recurrence's keys alone; set kv=per_depth"}
+        return {}
+
+    def unsupported(self, config: RecurrentDepthConfig) -> list[str]:
+        """What this needs and a model of that configuration lacks, with remedies."""
+        return unsupported(self.needs(), config, self.init_scale, getattr(self, "allow_unsupported", False))
 
     def _shared(self) -> dict[str, Any]:
         """The settings that every sampler hands on."""
@@ -77,6 +88,8 @@ class Sampler:
         Raises:
             ValueError: naming the prompt or setting that is wrong.
         """
+        if problems := self.unsupported(model.config):
+            raise ValueError(f"{self.name} does not suit this model:\n" + "\n".join(f"  - {p}" for p in problems))
         choose = TokenChooser(temperature, top_k, top_p, min_p, seed)
         texts = [list(map(int, p)) for p in prompts]
         streams = list(range(len(texts))) if rows is None else list(rows)
@@ -117,10 +130,12 @@ class Autoregressive(Sampler):
         init_scale: factor on the initial states' σ.
         compile: run compiled graphs (the first calls wait for the compiler); the same tokens but for rounding. Falls
             back to eager, with a warning, where nothing can be compiled.
+        allow_unsupported: run on a model that lacks a capability that this needs: see :func:`capabilities`.
     """
 
     name: ClassVar[str] = "autoregressive"
     kv: KVPolicy = "per_depth"
+    allow_unsupported: bool = False
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         return Policy(inner_steps=self.num_steps, kv=self.kv, **self._shared())
@@ -138,7 +153,7 @@ class Adaptive(Sampler):
         exit_threshold: a token is done when the criterion's score falls below; None for the criterion's usual one.
             :func:`recdepth.evaluation.calibrate_exit` finds one for a wanted agreement with full depth.
         kv: ``shared`` or ``per_depth`` (slots that were never written read as the deepest one).
-        prefill_steps, init_scale, compile: as in :class:`Autoregressive`.
+        prefill_steps, init_scale, compile, allow_unsupported: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -146,6 +161,10 @@ class Adaptive(Sampler):
     commit: Criterion = "latent_diff"
     exit_threshold: float | None = None
     kv: KVPolicy = "shared"
+    allow_unsupported: bool = False
+
+    def needs(self) -> dict[str, str]:
+        return {**super().needs(), **_EARLY}
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         return Policy(
@@ -178,7 +197,7 @@ class DiffusionForcing(Sampler):
         renoise: share of fresh noise with ``on_flip=renoise``.
         commit: ``latent_diff``, another criterion as in :class:`Adaptive`, or ``depth`` (after r recurrences only).
         prefill_steps: recurrences over the prompt; None takes r, 0 opens the wavefront over the whole prompt.
-        init_scale, compile: as in :class:`Autoregressive`.
+        init_scale, compile, allow_unsupported: as in :class:`Autoregressive`.
     """
 
     name: ClassVar[str] = "diffusion_forcing"
@@ -193,6 +212,11 @@ class DiffusionForcing(Sampler):
     on_flip: OnFlip = "keep"
     renoise: float = 0.5
     commit: Criterion | Literal["depth"] = "latent_diff"
+    allow_unsupported: bool = False
+
+    def needs(self) -> dict[str, str]:
+        why = "it is how a changed draft reaches states that have begun; take sampler=exact or speculative"
+        return {"injection": why, **super().needs(), **(_EARLY if self.commit != "depth" else {})}
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         if self.commit == "depth" and self.exit_threshold is not None:
@@ -324,6 +348,8 @@ class Speculative(Sampler):
     def _engine(self, *call: Any) -> Wavefront:
         return Speculation(*call)
 
+
+_EARLY = {"decodable_at_depth": "tokens are committed before the last recurrence; take sampler=autoregressive"}
 
 #: Usual thresholds, of looks one to four recurrences apart (see the criteria's own words).
 USUAL_THRESHOLDS = {"latent_diff": 0.03, "cosine": 1e-3, "entropy_diff": 1e-3, "kl": 5e-4, "argmax_stability": 0.2}

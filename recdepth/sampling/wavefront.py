@@ -226,7 +226,7 @@ class Wavefront:
         config = self.model.config
         keys = (self._streams[:, None], place.positions, self._lay(lanes.age))
         z = truncated_normal(self.choose.seed, STEP_NOISE, *keys, count=config.hidden_size)
-        z = z * (config.embedding_scale * (2 / (5 * config.hidden_size)) ** 0.5)
+        z = z * config.state_scale
         beta = self._lay(self.policy.noise_weights(lanes.age))[..., None]
         return torch.lerp(s, z.to(s.dtype), beta.to(s.dtype))
 

@@ -65,7 +65,9 @@ def test_wrong_shapes_are_all_named(folder):
     weights["transformer.adapter.weight"] = torch.zeros(3, 3)
     del weights["transformer.ln_f.weight"]
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"(?s)injection.weight has shape \(3, 3\).*norm.weight is missing"):
+    with pytest.raises(
+        ValueError, match=r"(?s)adapter.weight has shape \(3, 3\) instead of \(32, 64\).*ln_f.weight is missing"
+    ):
         recdepth.load_model(folder)
 
 
@@ -96,7 +98,7 @@ def test_a_huginn_config_that_lacks_a_key(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["n_embd"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json needs n_embd"):
+    with pytest.raises(ValueError, match=r"config\.json: n_embd missing"):
         recdepth.load_model(folder)
 
 

@@ -1,12 +1,16 @@
 """Every YAML composes and passes the checks; every experiment runs at debug size."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from recdepth import checks, run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from llama import write_llama
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NOT_OF_TRAIN = ("hydra", "paths", "local", "wandb_sweeps")
@@ -19,6 +23,7 @@ GROUPS = {
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 NEEDS = {
     ("data", "text"): ["data.source.path=notes.txt"],
+    ("model", "retrofit"): ["model.base=llama"],
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
     ("experiment", "tune_sampler"): ["tune.overwrite=true"],
@@ -42,6 +47,7 @@ def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_
     if name == "reasoning_gym":
         pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
     monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "llama")
     Path("notes.txt").write_text("\n\n".join(f"Paragraph number {i} of some text." for i in range(2000)))
     primary, check = (
         ("sample", checks.check_sample)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
+
+from torch import Tensor
 
 from ..config import RecurrentDepthConfig
 
+FIXED: dict[str, Any] = {}
+CAPABILITIES: dict[str, Any] = {}  # a configuration has its own
+IGNORED: tuple[str, ...] = ()
 
-def matches(config: dict[str, Any]) -> bool:
+
+def matches(config: dict[str, Any], names: Collection[str] | None) -> bool:
     """Whether a ``config.json`` describes this family."""
     return config.get("model_type") == RecurrentDepthConfig.model_type
 
@@ -21,6 +28,21 @@ def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:
     return RecurrentDepthConfig.from_dict(config)
 
 
-def rename(name: str) -> str | None:
-    """Our name of a tensor: its own."""
-    return name
+def export_config(config: RecurrentDepthConfig) -> dict[str, Any]:
+    """Write our configuration."""
+    return {**config.to_dict(), "architectures": ["RecurrentDepthForCausalLM"]}
+
+
+def export_problems(config: RecurrentDepthConfig) -> Iterable[str]:
+    """None beside ``FIXED``."""
+    return ()
+
+
+def names(ours: str) -> tuple[str, ...]:
+    """A tensor has its own name."""
+    return (ours,)
+
+
+def extra_tensors(config: RecurrentDepthConfig) -> dict[str, Tensor]:
+    """None."""
+    return {}
