@@ -239,7 +239,7 @@ def _staircase(kv: KVPolicy, width: int) -> Depth:
 def _key(model: RecurrentDepthForCausalLM, kv: KVPolicy, compiled: bool) -> str:
     """All that a pass's time depends on, readable."""
     names = ["hidden_size", "intermediate_size", "num_attention_heads", "core_layers", "qk_bias"]
-    names += ["max_position_embeddings"]  # bounds the widths
+    names += ["num_key_value_heads", "max_position_embeddings"]  # the latter bounds the widths
     shape = ", ".join(f"{name}={getattr(model.config, name)}" for name in names)
     threads = f"{torch.get_num_threads()} threads, " if model.device.type == "cpu" else ""
     dtype, how = str(model.dtype).removeprefix("torch."), "compiled" if compiled else "eager"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import recdepth
 from recdepth.models import export
@@ -66,6 +66,7 @@ def test_our_own_format_keeps_every_family(tmp_path, family):
     for folder in ("saved", "exported"):
         again = recdepth.load_model(tmp_path / folder)
         assert torch.equal(logits(again), logits(model))
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / folder)), logits(model))
         recdepth.export_model(again, tmp_path / folder / family, family=family)
         assert torch.equal(logits(recdepth.load_model(tmp_path / folder / family)), logits(model))
 
