@@ -4,9 +4,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import models, sampling
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, load_model, load_tokenizer
+from .models.generation import register_samplers
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
+register_samplers(sampling.generate)
 
 __version__ = "0.1.0"
 __all__ = ["RecurrentDepthConfig", "RecurrentDepthForCausalLM", "load_model", "load_tokenizer", "models", "sampling"]

@@ -4,6 +4,7 @@ from .cache import Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
 from .compilation import Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
+from .hf_cache import RecurrentCache
 from .loading import load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
@@ -14,6 +15,7 @@ __all__ = [
     "KVCache",
     "KVPolicy",
     "Places",
+    "RecurrentCache",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthOutput",

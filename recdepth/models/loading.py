@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from .families import FAMILIES
 from .recurrent import RecurrentDepthForCausalLM
 
-_PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+_PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
 def load_model(
@@ -35,6 +35,8 @@ def load_model(
     folder = _folder(path_or_hub_id, _PATTERNS)
     raw = _read_config(folder)
     model = _convert(folder, raw, _family(folder, raw), dtype)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     model.to(device or "cpu")  # type: ignore[arg-type]
     return model.eval()
 
