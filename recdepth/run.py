@@ -22,7 +22,15 @@ from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_tokenizer
 from .nodes import callback_nodes
-from .reporting import WandbRun, read_metrics, recorded, wandb_run_of, write_pictures, write_report
+from .reporting import (
+    WandbRun,
+    read_metrics,
+    recorded,
+    wandb_run_of,
+    write_model_card,
+    write_pictures,
+    write_report,
+)
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
@@ -98,11 +106,22 @@ def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
         with recorded(folder) as status:
             yield status
     finally:
+        _write_card(folder)
         if report:
             try:
                 log.info("Report: %s", write_report(folder))
             except OSError as error:  # a full disk must not hide how the run ended
                 log.error("The report could not be written to %s: %s", folder, error)
+
+
+def _write_card(folder: Path) -> None:
+    """The model's README.md, where the run has made a model."""
+    if not (folder / "model" / "config.json").is_file():
+        return
+    try:
+        write_model_card(folder / "model", folder)
+    except (OSError, ValueError) as error:  # a full disk must not hide how the run ended
+        log.error("The model's card could not be written to %s: %s", folder / "model", error)
 
 
 def _draw(cfg: DictConfig) -> None:
@@ -241,6 +260,7 @@ def _after_training(
     if cfg.compare:
         module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
+    _write_card(folder)
     log_model(trainer.loggers, folder / "model")
     if cfg.report:
         for path in write_pictures(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,8 @@ def register_samplers(generate: Callable[..., Any]) -> None:
 
 class RecurrentGenerationMixin(GenerationMixin):
     """What a recurrent-depth model adds to :class:`transformers.GenerationMixin`."""
+
+    _card: bytes | None = None  # what is being pushed as README.md
 
     if TYPE_CHECKING:
         config: RecurrentDepthConfig
@@ -89,6 +92,35 @@ class RecurrentGenerationMixin(GenerationMixin):
         self.generation_config._from_model_config = False  # else loading drops what transformers does not know
         model: Any = super()
         return model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, card: str | os.PathLike[str] | None = None, **kwargs: Any) -> str:
+        """As in transformers, with the model's card.
+
+        The card describes the weights as they were when they were stored: after changing them, give another one.
+
+        Args:
+            repo_id: hub id; made if it does not exist.
+            card: a README.md; None takes the one in the folder that the model was loaded from, if there is one, and
+                else transformers' own.
+            **kwargs: as in transformers.
+        """
+        model: Any = self
+        beside = Path(model.name_or_path, "README.md") if model.name_or_path else None
+        if card is None and beside is not None and beside.is_file():
+            card = beside
+        self._card = None if card is None else Path(card).read_bytes()
+        try:
+            plain: Any = super()
+            return str(plain.push_to_hub(repo_id, **kwargs))
+        finally:
+            self._card = None
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Called by transformers when all files are in ``working_dir``."""
+        if self._card is not None:
+            Path(working_dir, "README.md").write_bytes(self._card)
+        plain: Any = super()
+        return plain._upload_modified_files(working_dir, *args, **kwargs)
 
     def _prepare_cache_for_generation(
         self,

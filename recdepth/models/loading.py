@@ -37,6 +37,7 @@ def load_model(
     model = _convert(folder, raw, _family(folder, raw), dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(path_or_hub_id)
     model.to(device or "cpu")  # type: ignore[arg-type]
     return model.eval()
 
