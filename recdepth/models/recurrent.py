@@ -234,6 +234,9 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
         kv: KVPolicy | None = None,
         rows: Int[Tensor, " batch"] | None = None,
         logits_to_keep: int = 0,
+        inputs_embeds: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> RecurrentDepthOutput:
         """Run all positions in parallel for ``num_steps`` recurrences.
 
@@ -251,10 +254,13 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             kv: of a cache that is started; None is ``per_depth``.
             rows: random-stream ids of the rows; None for 0 … batch-1.
             logits_to_keep: logits of the last so many places only; 0 for all.
+            inputs_embeds, output_attentions, output_hidden_states: refused; here because libraries pass them on unset.
 
         Raises:
             ValueError: for no recurrence, more tokens than the context, or settings that exclude each other.
         """
+        if inputs_embeds is not None or output_attentions or output_hidden_states:
+            raise ValueError("inputs_embeds, output_attentions and output_hidden_states are not supported; drop them")
         if past_key_values is not None or use_cache:
             if labels is not None or backprop_depth is not None or checkpoint_recurrences:
                 raise ValueError(

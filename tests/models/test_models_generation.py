@@ -221,3 +221,17 @@ def test_what_forward_refuses(model):
     with pytest.raises(ValueError, match="exceed the context"):
         model(ids.repeat(1, 10), past_key_values=cache)
     assert model(ids, return_dict=False)[0].shape == (1, 4, 29)
+
+
+def test_peft_wraps_it(model):
+    peft = pytest.importorskip("peft")
+    base = make_model()
+    wrapped = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    ids = torch.tensor([PROMPTS[2]])
+    wrapped(input_ids=ids, labels=ids, num_steps=2).loss.backward()
+    assert all(p.grad is not None for n, p in wrapped.named_parameters() if "lora_B" in n)
+    for call in ({}, {"sampler": "exact"}):
+        made = wrapped.eval().generate(input_ids=ids, max_new_tokens=5, **call)
+        assert torch.equal(made, model.generate(ids, max_new_tokens=5))
+    with pytest.raises(ValueError, match="inputs_embeds, output_attentions and output_hidden_states are not supported"):
+        model(ids, output_hidden_states=True)

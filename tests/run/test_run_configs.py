@@ -22,6 +22,8 @@ NEEDS = {
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
     ("experiment", "tune_sampler"): ["tune.overwrite=true"],
+    ("model", "pretrained"): ["init_from=start"],
+    ("lora", "default"): ["init_from=start", "optimizer=adamw"],
 }
 FOR_SAMPLE = {
     ("hparams_search", "sampler"),
@@ -43,6 +45,8 @@ def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_
         pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("\n\n".join(f"Paragraph number {i} of some text." for i in range(2000)))
+    Path("start").mkdir()
+    Path("start/config.json").touch()
     primary, check = (
         ("sample", checks.check_sample)
         if group == "sampler" or (group, name) in FOR_SAMPLE
