@@ -5,7 +5,7 @@ from .compilation import Places, Seams, can_compile, compiled_capacity, compiled
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
 from .hf_cache import RecurrentCache
-from .loading import load_model, load_tokenizer
+from .loading import load_config, load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "can_compile",
     "compiled_capacity",
     "compiled_width",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "sample_depth",

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from .config import RecurrentDepthConfig
 from .families import FAMILIES
 from .recurrent import RecurrentDepthForCausalLM
 
@@ -40,6 +41,16 @@ def load_model(
     model.name_or_path = str(path_or_hub_id)
     model.to(device or "cpu")  # type: ignore[arg-type]
     return model.eval()
+
+
+def load_config(path_or_hub_id: str | Path) -> RecurrentDepthConfig:
+    """The configuration of a model, without its weights; arguments and errors as in :func:`load_model`."""
+    folder = _folder(path_or_hub_id, _PATTERNS[:1])
+    raw = _read_config(folder)
+    try:
+        return _family(folder, raw).convert_config(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:

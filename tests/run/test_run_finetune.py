@@ -158,3 +158,12 @@ def test_what_does_not_fit_the_model_is_named(finetune, start, tmp_path) -> None
     (tmp_path / "broken" / "model" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="lacks weights"):
         finetune("full", init_from=tmp_path / "broken")
+
+
+def test_the_recipe_for_huginn_composes(composed, start) -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra 'tasks' is not installed")
+    cfg = composed("experiment=finetune/huginn_24gb", "trainer=cpu", f"init_from={start}")
+    checks.check_train(cfg)
+    assert (cfg.trainer.precision, cfg.lora.base_dtype) == ("32-true", "bfloat16")
+    assert cfg.objective.checkpoint_recurrences
+    assert composed("experiment=finetune/huginn_24gb").init_from == "tomg-group-umd/huginn-0125"
