@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,18 @@ class RecurrentGenerationMixin(GenerationMixin):
             kwargs["rows"] = torch.as_tensor(rows)
         plain: Any = super()
         return plain.generate(inputs, generation_config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; all parts that are not on ``cpu`` or ``disk`` lie on one device.
+
+        Raises:
+            ValueError: for a ``device_map`` over several devices.
+        """
+        plain: Any = super()
+        loaded = plain.from_pretrained(*args, **kwargs)
+        check_one_device(getattr(loaded[0] if isinstance(loaded, tuple) else loaded, "hf_device_map", {}))
+        return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:
         """As in transformers; ``num_steps``, ``seed`` and ``kv`` of the generation config are kept."""
@@ -192,6 +204,16 @@ class RecurrentGenerationMixin(GenerationMixin):
             for depth in range(steps):
                 s = self.recur(e, s, cache, span, depth)
             return self.decode(s, cache, span, logits_to_keep), s, past
+
+
+def check_one_device(device_map: Mapping[str, Any]) -> None:
+    """Raise ValueError for a map over several GPUs."""
+    devices = sorted({str(device) for device in device_map.values()} - {"cpu", "disk"})
+    if len(devices) > 1:
+        raise ValueError(
+            f"device_map lays parts on {', '.join(devices)}: a model that loops belongs on one device, which its states"
+            f" would leave at every recurrence; take device_map={{'': {devices[0]}}}"
+        )
 
 
 def _most(attention_mask: Tensor) -> int:

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, set_seed
 
 from recdepth.models import RecurrentCache, RecurrentDepthConfig, RecurrentDepthForCausalLM
+from recdepth.models.generation import check_one_device
 from recdepth.sampling import Autoregressive
 
 PROMPTS = [[5, 3, 9, 2], [7], [4, 4, 8, 1, 6, 10], [2, 11]]
@@ -185,6 +186,13 @@ def test_weights_on_disk(tmp_path):
     assert {p.device.type for p in loaded.core.parameters()} == {"meta"}
     call = {"max_new_tokens": 6}
     assert torch.equal(loaded.generate(**padded(PROMPTS), **call), model.generate(**padded(PROMPTS), **call))
+
+
+def test_parts_on_several_gpus_are_refused():
+    check_one_device({"": 0})
+    check_one_device({"prelude": 0, "core": "cpu", "coda": "disk"})
+    with pytest.raises(ValueError, match=r"parts on 0, 1: .* take device_map=\{'': 0\}"):
+        check_one_device({"prelude": 0, "core": 1})
 
 
 @pytest.mark.parametrize(
