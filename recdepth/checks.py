@@ -43,7 +43,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "evaluation": dict,
     "comparison": dict,
     **dict.fromkeys(("paths", "sweep", "data", "model", "objective", "optimizer", "scheduler", "trainer"), dict),
-    **dict.fromkeys(("callbacks", "logger"), dict | None),
+    **dict.fromkeys(("callbacks", "logger", "lora"), dict | None),
 }
 
 
@@ -57,6 +57,7 @@ def check_train(cfg: DictConfig) -> DataModule:
         ConfigError: naming every problem.
     """
     found = Findings()
+    found.add("init_from", _needs_start(cfg))
     check_nodes(cfg, TRAIN_KEYS, found)
     _check_constructors(cfg, found)
     data = _check_data(cfg, found)
@@ -115,7 +116,9 @@ def _check_constructors(cfg: DictConfig, found: Findings) -> None:
         found.add("callbacks", _not_chosen(cfg))
     if cfg.frontier is not None and not found.touch("frontier"):
         found.add("frontier", attempt(cfg, "frontier") or _no_frontier(cfg))
-    if not found.touch("optimizer"):
+    if cfg.get("lora") is not None and not found.touch("lora"):
+        found.add("lora", attempt(cfg, "lora") or _adapters(cfg))
+    if not found.touch("optimizer", "lora"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
 
 
@@ -151,8 +154,22 @@ def _rates(cfg: DictConfig) -> Iterator[str]:
             yield f"optimizer.{name}={cfg.optimizer[name]} must be above 0"
 
 
+def _sketch() -> RecurrentDepthForCausalLM:
+    return RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=2, hidden_size=8, num_attention_heads=1))
+
+
+def _adapters(cfg: DictConfig) -> list[str]:
+    try:
+        build(cfg, "lora").add_to(_sketch())
+    except ValueError as error:
+        return keyed("lora", str(error))
+    return []
+
+
 def _optimizer(cfg: DictConfig) -> list[str]:
-    sketch = RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=2, hidden_size=8, num_attention_heads=1))
+    sketch = _sketch()
+    if cfg.lora is not None:
+        build(cfg, "lora").add_to(sketch)
     try:
         build(cfg, "optimizer")(parameter_groups(sketch))
     except ValueError as error:
@@ -173,7 +190,7 @@ def _check_data(cfg: DictConfig, found: Findings) -> DataModule | None:
     if str(cfg.data.get("_target_")).startswith("recdepth."):
         sizes = [name for name in _SIZES if cfg.data.get(name) is not None and not found.touch(f"data.{name}")]
         found.add("data", size_problems(**{name: cfg.data[name] for name in sizes}))
-    if found.touch("data"):
+    if found.touch("data") or found.touch("init_from"):  # the tokenizer may be that of init_from
         return None
     if not found.touch("seed") and not list(within("seed", 0, SEEDS)(cfg)):
         lifecycle.seed_everything(cfg.seed)  # should its constructor draw random numbers
@@ -315,7 +332,7 @@ def _no_checkpoint(cfg: DictConfig) -> list[str]:
 def _no_start(cfg: DictConfig) -> list[str]:
     if cfg.init_from is None:
         return []
-    if cfg.resume is not None:
+    if cfg.resume is not None and cfg.lora is None and not _pretrained(cfg):  # else it has more than the weights
         return [
             f"init_from={cfg.init_from} and resume={cfg.resume} exclude each other: a resumed run has its own weights;"
             " drop one"
@@ -325,6 +342,28 @@ def _no_start(cfg: DictConfig) -> list[str]:
     except ConfigError as error:
         return error.problems
     return []
+
+
+def _needs_start(cfg: DictConfig) -> Iterator[str]:
+    if cfg.get("init_from") is None:
+        choices = [
+            choice for choice, made in (("model=pretrained", _pretrained(cfg)), ("lora=…", cfg.get("lora"))) if made
+        ]
+        if choices:
+            yield f"init_from=null: {' and '.join(choices)} cannot do without a model to start from; set it"
+
+
+def _pretrained(cfg: DictConfig) -> bool:
+    return OmegaConf.select(cfg, "model._target_") == "recdepth.starting.Pretrained"
+
+
+def _base_dtype(cfg: DictConfig) -> Iterator[str]:
+    dtype, precision = (cfg.lora or {}).get("base_dtype"), str(cfg.trainer.get("precision"))
+    if dtype is not None and precision.endswith("-true") and precision != "32-true":
+        yield (
+            f"lora.base_dtype={dtype}: trainer.precision={precision} sets the dtype of all weights; take"
+            " trainer.precision=32-true, or lora.base_dtype=null"
+        )
 
 
 def _devices(cfg: DictConfig) -> Iterator[str]:
@@ -350,7 +389,8 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("model", "callbacks", "comparison", "compare"): unsupported_samplers,
     ("sweep",): on_error,
     ("resume",): _no_checkpoint,
-    ("init_from", "resume"): _no_start,
+    ("init_from", "resume", "lora", "model._target_"): _no_start,
+    ("lora", "trainer.precision"): _base_dtype,
     ("seed",): within("seed", 0, SEEDS),
     ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,
 }

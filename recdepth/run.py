@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,18 +16,25 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from . import checks, lifecycle
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
 from .nodes import callback_nodes
-from .reporting import WandbRun, read_metrics, recorded, wandb_run_of, write_pictures, write_report
+from .reporting import (
+    WandbRun,
+    read_metrics,
+    recorded,
+    wandb_run_of,
+    write_model_card,
+    write_pictures,
+    write_report,
+)
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
-from .starting import retrofit_weights, start_weights
+from .starting import model_maker
 from .training import (
     Export,
     KeepWandbRun,
@@ -37,6 +44,7 @@ from .training import (
     Throughput,
     TrainingModule,
     wandb_run_of_checkpoint,
+    without_adapters,
 )
 from .training.callbacks.export import save_model_folder
 from .training.loggers import log_image, log_model
@@ -65,8 +73,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
         return None
     _check_resume(cfg)
     _go_on(cfg)
-    config = _model_config(cfg, data)
-    weights = _first_weights(cfg, config, data)
+    make_model = _start(cfg, data)
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
@@ -74,9 +81,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
-        module = _module(cfg, config)
-        if weights is not None:
-            module.model.load_state_dict(weights)
+        module = _module(cfg, make_model())
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -99,11 +104,22 @@ def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
         with recorded(folder) as status:
             yield status
     finally:
+        _write_card(folder)
         if report:
             try:
                 log.info("Report: %s", write_report(folder))
             except OSError as error:  # a full disk must not hide how the run ended
                 log.error("The report could not be written to %s: %s", folder, error)
+
+
+def _write_card(folder: Path) -> None:
+    """The model's README.md, where the run has made a model."""
+    if not (folder / "model" / "config.json").is_file():
+        return
+    try:
+        write_model_card(folder / "model", folder)
+    except (OSError, ValueError) as error:  # a full disk must not hide how the run ended
+        log.error("The model's card could not be written to %s: %s", folder / "model", error)
 
 
 def _draw(cfg: DictConfig) -> None:
@@ -141,22 +157,16 @@ def _go_on(cfg: DictConfig) -> None:
     log.info("Goes on from its checkpoint at step %d", step)
 
 
-def _first_weights(cfg: DictConfig, config: RecurrentDepthConfig, data: DataModule) -> dict[str, Tensor] | None:
-    """The weights that training starts from; None for random ones, or those of a checkpoint."""
-    if cfg.init_from:
-        return start_weights(cfg.init_from, config, data.tokenizer)
-    if config.retrofit and cfg.resume is None:
-        return retrofit_weights(config, data)
-    return None
-
-
-def _model_config(cfg: DictConfig, data: DataModule) -> RecurrentDepthConfig:
+def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForCausalLM]:
+    """What makes the model; weights to start from are loaded and checked already."""
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    shape = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    return model_maker(
+        shape, cfg.init_from, data, checks.build(cfg, "lora"), str(cfg.trainer.precision), cfg.resume is not None
+    )
 
 
-def _module(cfg: DictConfig, config: RecurrentDepthConfig) -> TrainingModule:
-    model = RecurrentDepthForCausalLM(config)
+def _module(cfg: DictConfig, model: RecurrentDepthForCausalLM) -> TrainingModule:
     if cfg.compile:
         able, why = can_compile("cpu" if checks.on_cpu(cfg) else "cuda")
         if able:
@@ -212,13 +222,16 @@ def _loggers(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:
     """Log the resolved configuration and the run's facts; say what is going to be trained."""
-    sizes = {"parameters": sum(p.numel() for p in module.model.parameters())}
+    weights = list(module.model.parameters())
+    sizes = {"parameters": sum(p.numel() for p in weights)}
+    sizes["trained"] = sum(p.numel() for p in weights if p.requires_grad)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams({**settings, "run": {**facts, **sizes}})
     log.info(
-        "%.2f M parameters, %s, %s, seed %s",
+        "%.2f M parameters%s, %s, %s, seed %s",
         sizes["parameters"] / 1e6,
+        f" ({sizes['trained'] / 1e6:.2f} M trained)" if sizes["trained"] < sizes["parameters"] else "",
         trainer.strategy.root_device,
         cfg.trainer.precision,
         cfg.seed,
@@ -249,8 +262,10 @@ def _after_training(
 ) -> None:
     """Compare the samplers if asked to, draw the pictures, hand them and the model to the loggers."""
     if cfg.compare:
-        module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
-        checks.build(cfg, "comparison")(module.model, data, folder, trainer.loggers, cfg.seed)
+        model = without_adapters(module.model)
+        model.to(trainer.strategy.root_device)  # type: ignore[arg-type]  # Lightning leaves it on the CPU
+        checks.build(cfg, "comparison")(model, data, folder, trainer.loggers, cfg.seed)
+    _write_card(folder)
     log_model(trainer.loggers, folder / "model")
     if cfg.report:
         for path in write_pictures(folder):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .data import DataModule, pretrained_tokenizer
-from .models import RecurrentDepthConfig, load_tokenizer, retrofit_model
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, load_tokenizer, retrofit_model
 from .settings import ConfigError
-from .sources import load
+from .sources import DTYPES, load
+from .training import Lora
 
 # what the weights' shapes and meaning depend on; depth, context and ids may differ
 _SHAPE = ["hidden_size", "num_attention_heads", "intermediate_size", "prelude_layers", "core_layers", "coda_layers"]
 _SHAPE += ["rope_base", "norm_eps", "qk_bias", "tie_word_embeddings", "embedding_scale", "num_key_value_heads"]
 _SHAPE += ["rope_style", "rope_llama3", "norm_placement", "state_norm", "injection", "exit_gate"]
+_DTYPES = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}  # of weights, by trainer.precision
+_CHANGED = ("max_position_embeddings", "mean_recurrence", "backprop_depth")
+_REMEDY = "take the data that it was trained on, or data.tokenizer= its model folder"
 
 
 def start_path(init_from: str) -> str | Path:
@@ -33,6 +38,73 @@ def start_path(init_from: str) -> str | Path:
         problem = "holds no model" if path.is_dir() else "is no folder"
         raise ConfigError([f"init_from={init_from} {problem}; give a run folder, a model folder or a hub id"])
     return init_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """The model of ``init_from`` with its own shape, and with what is not None here instead of its settings.
+
+    Args:
+        max_position_embeddings: the context, tokens.
+        mean_recurrence: r̄, in training and as default depth in use.
+        backprop_depth: gradients flow through this many last recurrences.
+        vocab_size, bos_token_id, eos_token_id, pad_token_id: of the data's tokenizer.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    max_position_embeddings: int | None = None
+    mean_recurrence: int | None = None
+    backprop_depth: int | None = None
+    vocab_size: int = 1
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in _CHANGED}
+        if wrong := [f"{k}={v} must be at least 1, or null" for k, v in values.items() if v is not None and v < 1]:
+            raise ValueError("; ".join(wrong))
+
+    def load(
+        self, init_from: str, tokenizer: PreTrainedTokenizerBase, sequence_length: int, dtype: str
+    ) -> RecurrentDepthForCausalLM:
+        """Load the model, on the CPU.
+
+        Args:
+            init_from: see :func:`start_path`.
+            tokenizer: of the data.
+            sequence_length: of the data, tokens.
+            dtype: of the weights, by name.
+
+        Raises:
+            ConfigError: naming everything in which data and model differ.
+        """
+        path = start_path(init_from)
+        model = load(path, "init_from", "cpu", dtype)
+        problems = []
+        if self.vocab_size > model.config.vocab_size:
+            problems.append(
+                f"init_from={init_from} has a vocabulary of {model.config.vocab_size} tokens, the data's tokenizer"
+                f" {self.vocab_size}; {_REMEDY}"
+            )
+        elif other_tokens(path, tokenizer):
+            problems.append(f"init_from={init_from} has other tokens than the data's tokenizer; {_REMEDY}")
+        context = self.max_position_embeddings or model.config.max_position_embeddings
+        if sequence_length > context:
+            problems.append(
+                f"data.sequence_length={sequence_length} exceeds the context of init_from={init_from}, {context};"
+                " lower the one or raise the other by model.max_position_embeddings"
+            )
+        if problems:
+            raise ConfigError(problems)
+        for name in (*_CHANGED, "bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                setattr(model.config, name, getattr(self, name))
+        model.generation_config.eos_token_id = model.config.eos_token_id
+        model.generation_config.pad_token_id = model.config.pad_token_id
+        return model
 
 
 def start_weights(
@@ -105,16 +177,67 @@ def _tokens(
     other: RecurrentDepthConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[str]:
-    remedy = "take the data that it was trained on, or data.tokenizer= its model folder"
     if config.vocab_size != other.vocab_size:
         yield (
             f"init_from={init_from} has a vocabulary of {other.vocab_size} tokens, the data's tokenizer"
-            f" {config.vocab_size}; {remedy}"
+            f" {config.vocab_size}; {_REMEDY}"
         )
         return
+    if other_tokens(path, tokenizer):
+        yield f"init_from={init_from} has other tokens than the data's tokenizer; {_REMEDY}"
+
+
+def other_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer beside a model is another one; a bare model has none."""
     try:
         theirs = load_tokenizer(path)
     except (ValueError, OSError):
-        return  # a bare model: its vocabulary has the right size
-    if theirs.get_vocab() != tokenizer.get_vocab():
-        yield f"init_from={init_from} has other tokens than the data's tokenizer; {remedy}"
+        return False
+    return theirs.get_vocab() != tokenizer.get_vocab()
+
+
+def model_maker(
+    shape: RecurrentDepthConfig | Pretrained,
+    init_from: str | None,
+    data: DataModule,
+    lora: Lora | None,
+    precision: str,
+    resumed: bool = False,
+) -> Callable[[], RecurrentDepthForCausalLM]:
+    """What makes the model that is to be trained; the weights that it starts from are loaded and checked already.
+
+    Args:
+        shape: of the model.
+        init_from: see :func:`start_path`; None for random weights.
+        data: what it is trained on.
+        lora: adapters to be trained instead of the weights; None for the weights.
+        precision: of Lightning's trainer.
+        resumed: whether a checkpoint's weights take the place of all others.
+
+    Raises:
+        ConfigError: naming everything in which data, shape and starting weights differ.
+    """
+    dtype = (lora.base_dtype if lora else None) or _DTYPES.get(precision, "float32")
+    pretrained, weights = None, None
+    if isinstance(shape, Pretrained):
+        assert init_from is not None, "checked"
+        pretrained = shape.load(init_from, data.tokenizer, data.sequence_length, dtype)
+    elif init_from:
+        weights = start_weights(init_from, shape, data.tokenizer)
+    elif shape.retrofit and not resumed:
+        weights = retrofit_weights(shape, data)
+
+    def make() -> RecurrentDepthForCausalLM:
+        if isinstance(shape, Pretrained):
+            assert pretrained is not None
+            model = pretrained.train()
+        else:
+            model = RecurrentDepthForCausalLM(shape)
+            if weights is not None:
+                model.load_state_dict(weights)
+        if lora is not None:
+            model.name_or_path = str(start_path(str(init_from)))
+            lora.add_to(model.to(DTYPES[dtype]))
+        return model
+
+    return make

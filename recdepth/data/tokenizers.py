@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
@@ -62,11 +63,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pretrained_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Any Hugging Face tokenizer by local path (a folder or a GGUF file) or hub id.
+    """Any Hugging Face tokenizer by local path (a folder or a GGUF file) or hub id; of a run folder, that of its model.
 
     It needs an end-of-sequence token (ValueError), which also pads if there is no padding token.
     """
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(path) if is_gguf(path) else AutoTokenizer.from_pretrained(path)
+    inside = Path(path) / "model"
+    tokenizer: PreTrainedTokenizerBase
+    if is_gguf(path):
+        tokenizer = load_tokenizer(path)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(inside if inside.is_dir() else path)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {path!r} has no eos_token, which ends an answer; choose one that has")
     if tokenizer.pad_token_id is None:
@@ -138,5 +144,6 @@ def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNK,
         clean_up_tokenization_spaces=False,
+        padding_side="left",  # what generation needs of a batch
         model_input_names=["input_ids", "attention_mask"],
     )

@@ -5,7 +5,8 @@ from .compilation import WIDTHS, Places, Seams, can_compile, compiled_capacity, 
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
 from .export import export_model
-from .loading import load_model, load_tokenizer
+from .hf_cache import RecurrentCache
+from .loading import load_config, load_model, load_tokenizer
 from .recurrent import RecurrentDepthForCausalLM, RecurrentDepthOutput
 from .retrofit import retrofit_config, retrofit_model
 
@@ -18,6 +19,7 @@ __all__ = [
     "KVCache",
     "KVPolicy",
     "Places",
+    "RecurrentCache",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthOutput",
@@ -28,6 +30,7 @@ __all__ = [
     "compiled_capacity",
     "compiled_width",
     "export_model",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "retrofit_config",

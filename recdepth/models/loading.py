@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from .families import FAMILIES
+from .config import RecurrentDepthConfig
+from .families import FAMILIES, Family
 from .recurrent import RecurrentDepthForCausalLM
 from .weights import FLOATS, Weights, check_weights, fill, stored_dtype
 
-_PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+_PATTERNS = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
 def load_model(
@@ -45,23 +46,28 @@ def load_model(
     target = None if dtype is None else _dtype(dtype)
     folder = snapshot(path_or_hub_id)
     raw = parse_config(folder)
-    known = [family for family in FAMILIES.values() if family.matches(raw, None)]
-    if not known:
-        where = f"model_type={raw.get('model_type')!r} in {folder / 'config.json'}"
-        raise ValueError(f"{where} is unknown; known families: {', '.join(FAMILIES)}")
+    _family(folder, raw, None)  # an unknown one is said before weights are looked for
     weights = Weights(folder)
-    family = next(family for family in known if family.matches(raw, weights.shapes))
-    try:
-        config = family.convert_config(raw)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    family = _family(folder, raw, weights.shapes)
+    config = _convert(folder, raw, family)
     with torch.device("meta"):
         model = RecurrentDepthForCausalLM(config)
     check_weights(folder, model, family, weights)
     target = target or stored_dtype(weights, family)
     fill(model, family, weights, target, _device(model, target, device, device_map))
     model.config.dtype = target
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(path_or_hub_id)
     return model.eval()
+
+
+def load_config(path_or_hub_id: str | Path) -> RecurrentDepthConfig:
+    """The configuration of a model, without its weights; arguments and errors as in :func:`load_model`."""
+    folder = snapshot(path_or_hub_id, _PATTERNS[:1])
+    raw = parse_config(folder)
+    shapes = Weights(folder).shapes if any(folder.glob("*.safetensors")) else None  # their names tell families apart
+    return _convert(folder, raw, _family(folder, raw, shapes))
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
@@ -111,6 +117,21 @@ def parse_config(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _family(folder: Path, raw: dict[str, Any], names: Collection[str] | None) -> Family:
+    for family in FAMILIES.values():
+        if family.matches(raw, names):
+            return family
+    where = f"model_type={raw.get('model_type')!r} in {folder / 'config.json'}"
+    raise ValueError(f"{where} is unknown; known families: {', '.join(FAMILIES)}")
+
+
+def _convert(folder: Path, raw: dict[str, Any], family: Family) -> RecurrentDepthConfig:
+    try:
+        return family.convert_config(raw)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .cache import Buffers, Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
+from .generation import RecurrentGenerationMixin
+from .hf_cache import RecurrentCache, positions_of
 from .layers import Attention, Block, GatedMLP, RMSNorm, rope_table
 from .products import Linear
 from .randomness import STATE, truncated_normal
@@ -31,14 +33,16 @@ class RecurrentDepthOutput(ModelOutput):
         loss: mean cross-entropy over labels that are not -100, or None.
         logits: [batch, time, vocab], float32.
         latents: [batch, time, dim], the final states as they enter the coda: after the norm, where there is one.
+        past_key_values: the cache, where one was asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     latents: Tensor | None = None
+    past_key_values: RecurrentCache | None = None
 
 
-class RecurrentDepthForCausalLM(PreTrainedModel):
+class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     """A language model whose core block is applied ``num_steps`` times.
 
     ``forward`` loops over four public seams, ``embed``, ``initial_state``, ``recur`` and ``decode``, which samplers and
@@ -265,6 +269,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
 
     # ---------------------------------------------------------------------------------------------------- the forward
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Int[Tensor, "batch time"],
@@ -275,6 +280,14 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
         seed: int | None = None,
         backprop_depth: int | None = None,
         checkpoint_recurrences: bool = False,
+        past_key_values: RecurrentCache | None = None,
+        use_cache: bool | None = None,
+        kv: KVPolicy | None = None,
+        rows: Int[Tensor, " batch"] | None = None,
+        logits_to_keep: int = 0,
+        inputs_embeds: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> RecurrentDepthOutput:
         """Run all positions in parallel for ``num_steps`` recurrences.
 
@@ -282,36 +295,50 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
             input_ids: token ids; at most ``max_position_embeddings`` that are not padding.
             num_steps: recurrences; None takes the configuration's mean.
             initial_state: s_0; None draws noise.
-            attention_mask: 1 for tokens, 0 for padding (either side).
+            attention_mask: 1 for tokens, 0 for padding (either side); with a cache, of all places so far.
             labels: targets, shifted inside, -100 ignored.
             seed: seed of the noise; None draws from torch's generator.
             backprop_depth: gradients flow through this many last recurrences; None through all.
             checkpoint_recurrences: recompute each recurrence in the backward pass to save memory.
+            past_key_values: keys and values of the places before ``input_ids``, which are added to it; no gradients.
+            use_cache: start a cache where none is given (``past_key_values`` of the output).
+            kv: of a cache that is started; None is ``per_depth``.
+            rows: random-stream ids of the rows; None for 0 … batch-1.
+            logits_to_keep: logits of the last so many places only; 0 for all.
+            inputs_embeds, output_attentions, output_hidden_states: refused; here because libraries pass them on unset.
 
         Raises:
-            ValueError: for no recurrence, or more tokens than the context.
+            ValueError: for no recurrence, more tokens than the context, or settings that exclude each other.
         """
-        num_steps = self.config.mean_recurrence if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps} must be at least 1")
-        batch, time = input_ids.shape
-        longest = time if attention_mask is None else int(attention_mask.sum(-1).max())
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{longest} tokens exceed the context of max_position_embeddings="
-                f"{self.config.max_position_embeddings}; shorten the input"
+        if inputs_embeds is not None or output_attentions or output_hidden_states:
+            raise ValueError("inputs_embeds, output_attentions and output_hidden_states are not supported; drop them")
+        if past_key_values is not None or use_cache:
+            if labels is not None or backprop_depth is not None or checkpoint_recurrences:
+                raise ValueError(
+                    "labels, backprop_depth and checkpoint_recurrences are for training; leave out past_key_values and"
+                    " use_cache"
+                )
+            logits, states, past = self._forward_cached(
+                input_ids, past_key_values, num_steps, initial_state, attention_mask, seed, rows, kv, logits_to_keep
             )
+            return RecurrentDepthOutput(logits=logits, latents=self.norm(states), past_key_values=past)
+        if kv is not None:
+            raise ValueError(f"kv={kv!r} is a choice of the cache; set use_cache=True")
+        num_steps = self.config.mean_recurrence if num_steps is None else num_steps
+        batch, time = input_ids.shape
+        self._check_size(num_steps, time if attention_mask is None else int(attention_mask.sum(-1).max()))
         if attention_mask is None:
             positions = torch.arange(time, device=input_ids.device).expand(batch, time)
             span = self.span(positions, start=0, padded=False)
         else:
-            positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, -1)
+            positions = positions_of(attention_mask)
             span = self.span(positions)
 
         e = self.embed(input_ids, None, span)
         s = initial_state
         if s is None:
-            s = self.initial_state(e, torch.arange(batch, device=e.device), positions, seed)
+            streams = torch.arange(batch, device=e.device) if rows is None else rows
+            s = self.initial_state(e, streams, positions, seed)
         with_grad = num_steps if backprop_depth is None else min(backprop_depth, num_steps)
         with torch.no_grad():
             for depth in range(num_steps - with_grad):
@@ -324,7 +351,7 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
                 s = checkpoint(self.recur, e, s, None, span, depth, use_reentrant=False)
             else:
                 s = self.recur(e, s, None, span, depth)
-        logits = self.decode(s, None, span)
+        logits = self.decode(s, None, span, logits_to_keep if labels is None else 0)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
@@ -345,6 +372,15 @@ class RecurrentDepthForCausalLM(PreTrainedModel):
     def _read(self, s: Tensor) -> Tensor:
         """States as they enter the coda."""
         return self.norm(s) if self.config.state_norm == "final" else s
+
+    def _check_size(self, num_steps: int, tokens: int) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1")
+        if tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{tokens} tokens exceed the context of max_position_embeddings={self.config.max_position_embeddings};"
+                " shorten the input"
+            )
 
     def _as_span(self, positions: Tensor | Span, cache: Cache | None) -> Span:
         return positions if isinstance(positions, Span) else self.span(positions, cache)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -80,6 +83,7 @@ class DeepPass:
         logits: [batch, time, vocab].
         span: the positions.
         committed: shared KV as it stands after the pass, see :class:`WindowCache`.
+        checkpoint_recurrences: whether recurrences are recomputed in the backward pass, in those built on this one too.
     """
 
     depth: int
@@ -87,6 +91,7 @@ class DeepPass:
     logits: Float[Tensor, "batch time vocab"]
     span: Span
     committed: tuple[KeysValues, ...]
+    checkpoint_recurrences: bool = False
 
     def cache(self, model: RecurrentDepthForCausalLM) -> WindowCache:
         """What a wavefront reads of it."""
@@ -114,7 +119,7 @@ def deep_pass(
     batch, time = input_ids.shape
     positions = torch.arange(time, device=input_ids.device).expand(batch, time)
     span = model.span(positions, start=0, padded=False)
-    prelude, core, coda = Recorder(), Recorder(), Recorder()
+    prelude, coda = Recorder(), Recorder()
     e = model.embed(input_ids, prelude, span)
     s = model.initial_state(e, torch.arange(batch, device=e.device), positions, seed)
     with_grad = min(backprop_depth, depth)
@@ -122,14 +127,33 @@ def deep_pass(
         for done in range(depth - with_grad):
             s = model.recur(e, s, None, span, done)
     s = s.detach().requires_grad_(torch.is_grad_enabled())
+    run = recompute if checkpoint_recurrences and torch.is_grad_enabled() else call
     states = []
-    for done in range(depth - with_grad, depth):
-        if done == depth - 1:  # the newest recurrence is the one that shared KV keeps
-            s = model.recur(e, s, core, span, done)
-        elif checkpoint_recurrences:
-            s = checkpoint(model.recur, e, s, None, span, done, use_reentrant=False)
-        else:
-            s = model.recur(e, s, None, span, done)
+    for done in range(depth - with_grad, depth - 1):
+        s = run(model.recur, e, s, None, span, done)
         states.append(s)
+    # the newest recurrence is the one that shared KV keeps
+    s, *core = run(partial(_last_recurrence, model), e, s, span, depth - 1)
+    states.append(s)
     logits = model.decode(s, coda, span)
-    return DeepPass(depth, states, logits, span, (*prelude.kept, *core.kept, *coda.kept))
+    committed = (*prelude.kept, *zip(core[::2], core[1::2], strict=True), *coda.kept)
+    return DeepPass(depth, states, logits, span, committed, checkpoint_recurrences)
+
+
+def _last_recurrence(
+    model: RecurrentDepthForCausalLM, e: Tensor, s: Tensor, span: Span, depth: int
+) -> tuple[Tensor, ...]:
+    """The states after a recurrence, then the keys and values of every core layer, in turn."""
+    core = Recorder()
+    s = model.recur(e, s, core, span, depth)
+    return (s, *(tensor for pair in core.kept for tensor in pair))
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function; see :func:`recompute`."""
+    return function(*args)
+
+
+def recompute(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function whose intermediate results are not kept, but computed again in the backward pass."""
+    return checkpoint(function, *args, use_reentrant=False)

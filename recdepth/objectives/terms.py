@@ -214,6 +214,7 @@ class WavefrontLoss:
             noise=self.noise.beta if self.noise else 0.0,
             noise_schedule=self.noise.schedule if self.noise else "inverse",
             backprop_depth=self.backprop_depth or len(deep.states),
+            checkpoint_recurrences=deep.checkpoint_recurrences,
         )
 
     def __call__(

@@ -20,7 +20,7 @@ from recdepth.models.randomness import STEP_NOISE, truncated_normal
 from recdepth.sampling import NOISE_SCHEDULES
 from recdepth.sampling.front import look_up
 
-from .deep import DeepPass, WindowCache
+from .deep import DeepPass, WindowCache, call, recompute
 
 LaneInts = Int[Tensor, "batch windows width"]
 LaneBools = Bool[Tensor, "batch windows width"]
@@ -41,6 +41,7 @@ class Plan:
         noise, noise_schedule: β, and how it falls with a lane's age.
         backprop_depth: gradients flow through the steps that hold the last so many recurrences.
         seed: of the states and of the noise, keyed as the sampler's; None draws them from torch's generator.
+        checkpoint_recurrences: recompute recurrences in the backward pass to save memory.
     """
 
     fronts: Int[Tensor, "batch windows"]
@@ -54,6 +55,7 @@ class Plan:
     noise_schedule: str = "inverse"
     backprop_depth: int = 1 << 30
     seed: int | None = None
+    checkpoint_recurrences: bool = False
 
     @property
     def steps(self) -> int:
@@ -162,8 +164,9 @@ class WaveRun:
         here, before = opened.flatten(1)[..., None], self.states
         s = torch.where(here, self._add_noise(before, age), before)
         passes = min(self.plan.inner_steps, self.plan.recurrences - number * self.plan.inner_steps)
+        run = recompute if self.plan.checkpoint_recurrences and torch.is_grad_enabled() else call
         for _ in range(passes):
-            s = torch.where(here, self.model.recur(e, s, self.cache, span, 0), s)
+            s = torch.where(here, run(self.model.recur, e, s, self.cache, span, 0), s)
         self.states, logits = s, None
         if read:
             logits = self.model.decode(s, self.cache, span)

@@ -28,8 +28,9 @@ class Weighted(NextToken):
     Args:
         weights: of ``next_token`` and of the terms, by name.
         terms: by name; each of them has a weight.
-        mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence, checkpoint_recurrences: of the deep
-            pass, as in :class:`NextToken`.
+        mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence: of the deep pass, as in
+            :class:`NextToken`.
+        checkpoint_recurrences: recompute each recurrence in the backward pass to save memory, in the terms too.
 
     Raises:
         ValueError: for weights that are negative, all zero, or of terms that are not there.

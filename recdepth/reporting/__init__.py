@@ -3,6 +3,7 @@
 from .comparison import plot_comparison, print_comparison, write_comparison
 from .curves import plot_depth_loss, plot_training_curves, read_metrics
 from .frontier import Frontier, plot_frontier
+from .model_card import write_model_card
 from .overview import read_overview, write_overview, write_sweep_report
 from .page import write_pictures, write_report
 from .status import Status, recorded
@@ -47,6 +48,7 @@ __all__ = [
     "wavefront_data",
     "write_comparison",
     "write_csv",
+    "write_model_card",
     "write_overview",
     "write_pictures",
     "write_report",

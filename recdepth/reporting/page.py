@@ -70,7 +70,7 @@ def _contents(run: RunFolder, title: str | None) -> dict[str, Any]:
         "summary": summary(run),
         "comparison": comparison_table(run.comparison) if run.comparison else None,
         "comparison_figure": comparison_chart(run.comparison) if run.comparison else None,
-        "evaluation": _evaluation(run),
+        "evaluation": evaluation_table(run),
         "wavefront_picture": picture(wavefront) if wavefront.is_file() else None,
         "wavefront_page": "wavefront.html" if (run.path / "wavefront.html").is_file() else None,
         "curves": _curves(run),
@@ -150,7 +150,7 @@ def comparison_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     return Chart("Accuracy against speed-up", svg(draw_comparison, rows, label="accuracy against speed-up"), wide=True)
 
 
-def _evaluation(run: RunFolder) -> Table | None:
+def evaluation_table(run: RunFolder) -> Table | None:
     """The samplers of the sampler_evaluation callback on test prompts, accuracies with intervals."""
     prefix = "test/accuracy/"
     names = [name.removeprefix(prefix) for name in run.metric_names() if name.startswith(prefix)]

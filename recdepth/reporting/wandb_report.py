@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from recdepth.settings import ConfigError
 
-from .html import Table
+from .markdown import markdown, plain
 from .overview import Overview, alone, failures_table, runs_table, summary
 from .page import comparison_table, reproduce
 from .runs import RunFolder, flat
@@ -121,23 +120,23 @@ def _report(overview: Overview, project: str, entity: str) -> Any:
     single = alone(overview)
     if single:
         table = runs_table(overview, Path())
-        blocks += [wr.H2(text="Runs"), wr.MarkdownBlock(text=_markdown(table))]
+        blocks += [wr.H2(text="Runs"), wr.MarkdownBlock(text=markdown(table))]
         logged = [run for _, run in single if run.wandb is not None]
         if logged:
             blocks.append(wr.PanelGrid(runsets=_of_runs(logged, entity), panels=_line_plots(logged)))
     if not overview.sweeps and (failed := failures_table(overview, Path())) is not None:
-        blocks += [wr.H2(text="Did not finish"), wr.MarkdownBlock(text=_markdown(failed))]
+        blocks += [wr.H2(text="Did not finish"), wr.MarkdownBlock(text=markdown(failed))]
     for label, run in zip(overview.labels, overview.runs, strict=True):
         if run.comparison:
-            text = _markdown(comparison_table(run.comparison))
+            text = markdown(comparison_table(run.comparison))
             blocks += [wr.H2(text=f"Samplers compared: {label}"), wr.MarkdownBlock(text=text)]
     blocks += _commands([(label, reproduce(run)) for label, run in single])
     return wr.Report(project=project, entity=entity, title=overview.title[:128], width="fluid", blocks=blocks)
 
 
 def _facts(overview: Overview) -> str:
-    lines = [f"- **{_plain(tile.label)}**: {_plain(tile.value)}" for tile in summary(overview)]
-    notes = [f" ({_plain(tile.note)})" if tile.note else "" for tile in summary(overview)]
+    lines = [f"- **{plain(tile.label)}**: {plain(tile.value)}" for tile in summary(overview)]
+    notes = [f" ({plain(tile.note)})" if tile.note else "" for tile in summary(overview)]
     return "\n".join(line + note for line, note in zip(lines, notes, strict=True))
 
 
@@ -146,7 +145,7 @@ def _sweep_blocks(sweep: SweepView, project: str, entity: str) -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
     runs = [view.run for view in sweep.jobs if view.run is not None and view.run.wandb is not None]
-    blocks: list[Any] = [wr.H2(text=f"Sweep {sweep.name}"), wr.MarkdownBlock(text=_markdown(sweep.table(Path())))]
+    blocks: list[Any] = [wr.H2(text=f"Sweep {sweep.name}"), wr.MarkdownBlock(text=markdown(sweep.table(Path())))]
     if runs:
         known = {(run.wandb.project, run.wandb.entity or entity) for run in runs if run.wandb is not None}
         group = expr.Metric("Group") == sweep.name
@@ -214,16 +213,3 @@ def _commands(commands: Iterable[tuple[str, str]]) -> list[Any]:
                 wr.MarkdownBlock(text=f"```bash\n{text.replace('```', '')}\n```"),
             ]
     return blocks
-
-
-def _markdown(table: Table) -> str:
-    lines = [[_plain(head) for head in table.heads]]
-    lines += [[_plain(cell.state or cell.text) for cell in row] for row in table.rows]
-    rule = [":--" if i in table.text_columns else "--:" for i in range(len(table.heads))]
-    body = [f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]]
-    return "\n".join([*body, "", *(f"{_plain(note)}\n" for note in table.notes)])
-
-
-def _plain(text: str) -> str:
-    """Text as Markdown shows it, whatever is in it."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))

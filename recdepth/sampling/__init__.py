@@ -1,8 +1,10 @@
 """Samplers for recurrent-depth models: one engine, and the policies that tell the samplers apart."""
 
 from .exits import EXITS, KL, ArgmaxStability, Cosine, EntropyDiff, Exit, LatentDiff
+from .generation import SampledOutput, generate
 from .policies import NOISE_SCHEDULES, Policy
 from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
+from .registry import SAMPLERS, make_sampler
 from .replay import LaneView, Replay
 from .result import SampleResult, SampleStats
 from .support import capabilities
@@ -15,6 +17,7 @@ __all__ = [
     "EXITS",
     "KL",
     "NOISE_SCHEDULES",
+    "SAMPLERS",
     "Adaptive",
     "ArgmaxStability",
     "Autoregressive",
@@ -29,6 +32,7 @@ __all__ = [
     "Replay",
     "SampleResult",
     "SampleStats",
+    "SampledOutput",
     "Sampler",
     "Speculative",
     "TokenChooser",
@@ -40,4 +44,6 @@ __all__ = [
     "auto_width",
     "capabilities",
     "forget_widths",
+    "generate",
+    "make_sampler",
 ]

@@ -13,6 +13,7 @@ from .callbacks import (
 )
 from .comparison import Comparison
 from .loggers import MetricsFile, wandb_logger
+from .lora import Lora, has_adapters, without_adapters
 from .module import TrainingModule
 from .optimizers import MuonAdamW, parameter_groups
 from .schedules import Constant, Cosine, Schedule, WarmupStableDecay
@@ -26,6 +27,7 @@ __all__ = [
     "DepthLoss",
     "Export",
     "KeepWandbRun",
+    "Lora",
     "MetricsFile",
     "MuonAdamW",
     "Progress",
@@ -37,7 +39,9 @@ __all__ = [
     "TrainingModule",
     "WarmupStableDecay",
     "WavefrontView",
+    "has_adapters",
     "parameter_groups",
     "wandb_logger",
     "wandb_run_of_checkpoint",
+    "without_adapters",
 ]

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.objectives import Objective
 
+from .lora import has_adapters
 from .optimizers import ParameterGroup, parameter_groups
 from .schedules import Schedule
 from .seams import eager_seams
@@ -52,6 +53,8 @@ class TrainingModule(LightningModule):
         self._schedule = schedule
         self._batches_seen = 0
         self._clock_start: float | None = None  # seconds of training when the first step was done (after compiling)
+        self._adapted = has_adapters(model)
+        self.strict_loading = not self._adapted  # checkpoints hold no frozen weights then
 
     @property
     def mean_recurrence(self) -> float:
@@ -113,8 +116,15 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._adapted:
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
         checkpoint["training"] = {"batches_seen": self._batches_seen, "clock_start": self._clock_start}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if self._adapted and trained != checkpoint["state_dict"].keys():
+            raise ValueError("resume=…: the checkpoint has other adapters than lora=… makes; take the settings it had")
         self._batches_seen = checkpoint["training"]["batches_seen"]
         self._clock_start = checkpoint["training"]["clock_start"]

@@ -27,6 +27,8 @@ NEEDS = {
     ("callbacks", "curriculum"): ["data=pointer_chase", "data.task.level=1"],
     **{("hparams_search", name): ["hydra.mode=null"] for name in GROUPS["hparams_search"]},
     ("experiment", "tune_sampler"): ["tune.overwrite=true"],
+    ("model", "pretrained"): ["init_from=start"],
+    ("lora", "default"): ["init_from=start", "optimizer=adamw"],
 }
 FOR_SAMPLE = {
     ("hparams_search", "sampler"),
@@ -49,6 +51,8 @@ def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_
     monkeypatch.chdir(tmp_path)
     write_llama(tmp_path / "llama")
     Path("notes.txt").write_text("\n\n".join(f"Paragraph number {i} of some text." for i in range(2000)))
+    Path("start").mkdir()
+    Path("start/config.json").touch()
     primary, check = (
         ("sample", checks.check_sample)
         if group == "sampler" or (group, name) in FOR_SAMPLE

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from recdepth.models import RecurrentDepthForCausalLM
+
+from ..lora import has_adapters, without_adapters
 from ..module import TrainingModule
 
 log = logging.getLogger(__name__)
 
 
 @rank_zero_only
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer to ``folder``; a reader sees the old state or the new one, never half of it."""
+def save_model_folder(model: RecurrentDepthForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer to ``folder``; a reader sees the old state or the new one, never half of it.
+
+    With adapters, the model is written with these merged into it, and they alone, in peft's format, to ``adapter``
+    beside the folder.
+    """
+    if has_adapters(model):
+        _replace(folder.with_name("adapter"), model.save_pretrained)
+    plain = without_adapters(model)
+
+    def write(fresh: Path) -> None:
+        plain.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+
+    _replace(folder, write)
+
+
+def _replace(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a folder, and put it in the place of an older one."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+        write(fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
