@@ -56,6 +56,8 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
     main_input_name = "input_ids"
     _tied_weights_keys = {"head.weight": "embedding.weight"}  # noqa: RUF012 (as transformers declares it)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # set by transformers' gradient_checkpointing_enable
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: RecurrentDepthConfig):
@@ -299,7 +301,8 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             labels: targets, shifted inside, -100 ignored.
             seed: seed of the noise; None draws from torch's generator.
             backprop_depth: gradients flow through this many last recurrences; None through all.
-            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory.
+            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory (as training after
+                ``gradient_checkpointing_enable`` does).
             past_key_values: keys and values of the places before ``input_ids``, which are added to it; no gradients.
             use_cache: start a cache where none is given (``past_key_values`` of the output).
             kv: of a cache that is started; None is ``per_depth``.
@@ -347,7 +350,7 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             # like the states behind it, so that one compiled graph serves all recurrences
             s = s.detach().requires_grad_(torch.is_grad_enabled())
         for depth in range(num_steps - with_grad, num_steps):
-            if checkpoint_recurrences:
+            if checkpoint_recurrences or (self.gradient_checkpointing and self.training):
                 s = checkpoint(self.recur, e, s, None, span, depth, use_reentrant=False)
             else:
                 s = self.recur(e, s, None, span, depth)

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from recdepth.models import RecurrentCache, RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.models.generation import check_one_device
@@ -243,3 +250,19 @@ def test_peft_wraps_it(model):
         assert torch.equal(made, model.generate(ids, max_new_tokens=5))
     with pytest.raises(ValueError, match="inputs_embeds, output_attentions and output_hidden_states are not supported"):
         model(ids, output_hidden_states=True)
+
+
+def test_transformers_trainer_trains_it(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    model = make_model(gain=1.0).float()
+    rows = [{"input_ids": PROMPTS[2], "labels": PROMPTS[2]} for _ in range(8)]
+    before = model.core[0].mlp.fc.weight.clone()
+    recomputed = []
+    recur = model.recur
+    monkeypatch.setattr(model, "recur", lambda *args: recomputed.append(1) or recur(*args))
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=2, gradient_checkpointing=True, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    Trainer(model, settings, train_dataset=rows).train()
+    assert not torch.equal(before, model.core[0].mlp.fc.weight)
+    assert len(recomputed) == 2 * 2 * 3  # steps, passes, recurrences

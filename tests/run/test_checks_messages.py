@@ -115,7 +115,7 @@ def test_good_settings_are_not_blamed(composed) -> None:
         (["optimizer.lrr=1"], "optimizer.lrr=1: there is no such key; did you mean optimizer.lr"),
         (["optimizer.lrr=1"], "write +optimizer.lrr=1 to add a new one"),
         (["lr=1"], "did you mean optimizer.lr?"),
-        (["model=smal"], "model=smal: did you mean small? there are base, huginn, retrofit, small, tiny"),
+        (["model=smal"], "model=smal: did you mean small? there are base, huginn, pretrained, retrofit, small, tiny"),
         (["modle=tiny"], "modle=tiny: there is no such key; did you mean model?"),
         (["optimizer.lr=1,2"], "a comma means a sweep; add -m"),
         (["tags=[a"], "not in Hydra's grammar"),
