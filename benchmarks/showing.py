@@ -65,7 +65,7 @@ def tables(head: Row, rows: Sequence[Row]) -> list[Grid]:
     )
     work = (
         "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. %: of "
-        "the time, inside the core, the prelude, the coda, and the rest."
+        "the time, inside the core, the prelude, the coda, compiled graphs of all three, and the rest."
     )
     costs = (
         "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. b n: "
@@ -125,7 +125,7 @@ def _main_columns(reference: str, baseline: str) -> list[Column]:
 
 def _work_columns() -> list[Column]:
     def share(part: str) -> Callable[[Row], str]:
-        return lambda row: f"{100 * row['shares'][part]:.0f}"
+        return lambda row: f"{100 * row['shares'].get(part, 0):.0f}"  # older results have no fused graphs
 
     def per_token(key: str) -> Callable[[Row], str]:
         return lambda row: f"{row[f'{key}_per_token']:.2f}"
@@ -139,6 +139,7 @@ def _work_columns() -> list[Column]:
         ("core %", share("core")),
         ("emb %", share("embed")),
         ("dec %", share("decode")),
+        ("fused %", share("fused")),
         ("rest %", share("bookkeeping")),
     ]
 

@@ -13,22 +13,28 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from recdepth.models import Buffers
+from recdepth.models.compilation import CompiledSeams
+
 from .speed import wait
 
-SEAMS = ("embed", "recur", "decode")
+#: What a sampler calls; ``refine`` is the other three in one compiled graph (a model's own calls them one by one).
+SEAMS = ("embed", "recur", "decode", "refine")
 
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 
 @contextmanager
 def wrapped_seams(seams: Sequence[Any], wrap: Wrap) -> Iterator[None]:
-    """Let ``embed``, ``recur`` and ``decode`` be wrapped inside; as they were, after.
+    """Let the seams be wrapped inside; as they were, after.
 
     Args:
         seams: the objects whose attributes the sampler calls: the model, and its compiled seams if it uses them.
         wrap: (name, seam) -> what to call instead.
     """
-    places = [(owner, name) for owner in seams for name in SEAMS]
+    places = [
+        (owner, name) for owner in seams for name in SEAMS if name != "refine" or isinstance(owner, CompiledSeams)
+    ]
     own = [vars(owner).get(name) for owner, name in places]
     try:
         for owner, name in places:
@@ -48,6 +54,7 @@ class Shares:
 
     Attributes:
         core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
+        fused: inside graphs of all three.
         bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
         seconds: what the call took, waits for the device around every seam included.
     """
@@ -55,6 +62,7 @@ class Shares:
     core: float
     embed: float
     decode: float
+    fused: float
     bookkeeping: float
     seconds: float
 
@@ -87,7 +95,8 @@ def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.
         wait(device)
         seconds = time.perf_counter() - began
     shares = {name: spent[name] / seconds for name in SEAMS}
-    return Shares(shares["recur"], shares["embed"], shares["decode"], max(0.0, 1 - sum(shares.values())), seconds)
+    rest = max(0.0, 1 - sum(shares.values()))
+    return Shares(shares["recur"], shares["embed"], shares["decode"], shares["refine"], rest, seconds)
 
 
 @dataclass(frozen=True)
@@ -127,20 +136,26 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
     passes: list[CorePass] = []
     kept: dict[tuple[str, torch.Size], Tensor] = {}
 
-    def recorded(name: str, seam: Callable[..., Any]) -> Callable[..., Any]:
-        if name != "recur":
-            return seam
+    def copies(e: Tensor, s: Tensor) -> list[Tensor]:
+        return [kept.setdefault((key, x.shape), x.clone()) for key, x in (("e", e), ("s", s))]
 
-        def run(e: Tensor, s: Tensor, *args: Any, **kwargs: Any) -> Any:
-            pair = []
-            for key, tensor in (("e", e), ("s", s)):
-                if (key, tensor.shape) not in kept:
-                    kept[key, tensor.shape] = tensor.clone()
-                pair.append(kept[key, tensor.shape])
-            passes.append(CorePass(seam, (*pair, *args), kwargs))
+    def recorded(name: str, seam: Callable[..., Any]) -> Callable[..., Any]:
+        def recur(e: Tensor, s: Tensor, *args: Any, **kwargs: Any) -> Any:
+            passes.append(CorePass(seam, (*copies(e, s), *args), kwargs))
             return seam(e, s, *args, **kwargs)
 
-        return run
+        def refine(
+            ids: Tensor, buffers: Buffers, cache: Any, places: Any, depth: int = 0, steps: int = 1, **more: Any
+        ) -> Any:
+            pair = copies(*(buffer[:, : places.positions.shape[1]] for buffer in (buffers.embedded, buffers.states)))
+            passes.extend(CorePass(plain, (*pair, cache, places, depth + step), {}) for step in range(steps))
+            return seam(ids, buffers, cache, places, depth, steps, **more)
+
+        if name == "refine":
+            plain = seam.__self__.recur.__wrapped__  # type: ignore[attr-defined]
+            return refine
+        recur.__wrapped__ = seam  # type: ignore[attr-defined]
+        return recur if name == "recur" else seam
 
     with wrapped_seams(seams, recorded):
         call()

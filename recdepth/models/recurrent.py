@@ -324,7 +324,7 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             logits, states, past = self._forward_cached(
                 input_ids, past_key_values, num_steps, initial_state, attention_mask, seed, rows, kv, logits_to_keep
             )
-            return RecurrentDepthOutput(logits=logits, latents=self.norm(states), past_key_values=past)
+            return RecurrentDepthOutput(logits=logits, latents=self._read(states), past_key_values=past)
         if kv is not None:
             raise ValueError(f"kv={kv!r} is a choice of the cache; set use_cache=True")
         num_steps = self.config.mean_recurrence if num_steps is None else num_steps

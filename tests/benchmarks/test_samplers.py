@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from benchmarks import measuring, samplers
 from recdepth.evaluation import Interval, speed
 from recdepth.evaluation.compare import verdict
-from recdepth.evaluation.costs import SEAMS, peak_bytes, record_passes, time_shares, wrapped_seams
-from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from recdepth.sampling import Autoregressive, DiffusionForcing
+from recdepth.evaluation.costs import SEAMS, peak_bytes, record_passes, replay, time_shares, wrapped_seams
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, sampling_seams
+from recdepth.sampling import Autoregressive, DiffusionForcing, Exact, presets
 from recdepth.settings import ConfigError
 
 QUICK = [
@@ -173,6 +174,21 @@ def test_recorded_passes_are_those_that_the_sampler_counts() -> None:
     assert len(passes) == stats.core_passes + stats.prefill_passes
     assert sum(each.width for each in passes[stats.prefill_passes :]) == stats.token_passes
     assert passes[0].cache_bytes > 0 and passes[0].rows == 1
+
+
+@pytest.mark.parametrize("sampler", [DiffusionForcing(num_steps=4, inner_steps=2, max_wavefront=3), Exact(group=3)])
+def test_graphs_of_all_seams_are_timed_and_their_passes_recorded(monkeypatch, sampler) -> None:
+    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    model, sampler = tiny(), replace(sampler, num_steps=4, prefill_steps=4, compile=True)
+    seams = [model, sampling_seams(model)]
+    with torch.compiler.set_stance("force_eager"):
+        stats = sampler(model, [[1, 2, 3]], max_new_tokens=6).stats
+        passes = record_passes(seams, lambda: sampler(model, [[1, 2, 3]], max_new_tokens=6))
+        found = time_shares(seams, lambda: sampler(model, [[1, 2, 3]], max_new_tokens=6), torch.device("cpu"))
+        assert replay(passes, torch.device("cpu")) > 0
+    assert len(passes) == stats.core_passes + stats.prefill_passes
+    assert found.fused > 0.2
+    assert found.core + found.embed + found.decode + found.fused + found.bookkeeping == pytest.approx(1)
 
 
 def test_peak_memory_holds_the_cache_and_grows_with_depth() -> None:
