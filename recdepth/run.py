@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
+from .checks_support import unsupported_samplers
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .models import RecurrentDepthForCausalLM, can_compile, load_tokenizer
+from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
 from .nodes import callback_nodes
 from .reporting import (
     WandbRun,
@@ -34,7 +35,7 @@ from .reporting import (
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, load, run_folder, source_of_model, source_of_run
-from .starting import model_maker
+from .starting import Pretrained, model_maker, start_path
 from .training import (
     Export,
     KeepWandbRun,
@@ -161,6 +162,9 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     """What makes the model; weights to start from are loaded and checked already."""
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
+    if isinstance(shape, Pretrained):  # what it can do is known only now
+        if problems := list(unsupported_samplers(cfg, load_config(start_path(cfg.init_from)))):
+            raise ConfigError(problems)
     return model_maker(
         shape, cfg.init_from, data, checks.build(cfg, "lora"), str(cfg.trainer.precision), cfg.resume is not None
     )

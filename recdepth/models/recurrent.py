@@ -317,10 +317,7 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             raise ValueError("inputs_embeds, output_attentions and output_hidden_states are not supported; drop them")
         if past_key_values is not None or use_cache:
             if labels is not None or backprop_depth is not None or checkpoint_recurrences:
-                raise ValueError(
-                    "labels, backprop_depth and checkpoint_recurrences are for training; leave out past_key_values and"
-                    " use_cache"
-                )
+                raise ValueError("labels, backprop_depth and checkpoint_recurrences are for training, without a cache")
             logits, states, past = self._forward_cached(
                 input_ids, past_key_values, num_steps, initial_state, attention_mask, seed, rows, kv, logits_to_keep
             )
@@ -330,18 +327,12 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
         num_steps = self.config.mean_recurrence if num_steps is None else num_steps
         batch, time = input_ids.shape
         self._check_size(num_steps, time if attention_mask is None else int(attention_mask.sum(-1).max()))
-        if attention_mask is None:
-            positions = torch.arange(time, device=input_ids.device).expand(batch, time)
-            span = self.span(positions, start=0, padded=False)
-        else:
-            positions = positions_of(attention_mask)
-            span = self.span(positions)
-
+        span = self._whole_span(batch, time, attention_mask, input_ids.device)
         e = self.embed(input_ids, None, span)
         s = initial_state
         if s is None:
             streams = torch.arange(batch, device=e.device) if rows is None else rows
-            s = self.initial_state(e, streams, positions, seed)
+            s = self.initial_state(e, streams, span.positions, seed)
         with_grad = num_steps if backprop_depth is None else min(backprop_depth, num_steps)
         with torch.no_grad():
             for depth in range(num_steps - with_grad):
@@ -375,6 +366,12 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
     def _read(self, s: Tensor) -> Tensor:
         """States as they enter the coda."""
         return self.norm(s) if self.config.state_norm == "final" else s
+
+    def _whole_span(self, batch: int, time: int, attention_mask: Tensor | None, device: torch.device) -> Span:
+        """The span of whole texts, without a cache."""
+        if attention_mask is not None:
+            return self.span(positions_of(attention_mask))
+        return self.span(torch.arange(time, device=device).expand(batch, time), start=0, padded=False)
 
     def _check_size(self, num_steps: int, tokens: int) -> None:
         if num_steps < 1:
