@@ -162,9 +162,9 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     """What makes the model; weights to start from are loaded and checked already."""
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
-    if isinstance(shape, Pretrained):  # what it can do is known only now
-        if problems := list(unsupported_samplers(cfg, load_config(start_path(cfg.init_from)))):
-            raise ConfigError(problems)
+    pretrained = load_config(start_path(cfg.init_from)) if isinstance(shape, Pretrained) else None
+    if pretrained is not None and (problems := list(unsupported_samplers(cfg, pretrained))):
+        raise ConfigError(problems)
     return model_maker(
         shape, cfg.init_from, data, checks.build(cfg, "lora"), str(cfg.trainer.precision), cfg.resume is not None
     )
