@@ -13,25 +13,23 @@ import yaml  # type: ignore[import-untyped]
 from recdepth.evaluation import Interval, mean_interval
 from recdepth.evaluation.compare import EQUAL_DIFFERENCE
 
-PLAIN = "next_token"
+PLAIN, EQUAL_TIME = "next_token", ", equal time"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs of a study have in common but for objective and seed.
+    """What runs of a study have in common but for training and seed.
 
     Attributes:
         task: the choice of ``data``.
         start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
-        budget: ``equal steps`` or ``equal time``.
     """
 
     task: str
     start: str
-    budget: str
 
     def __str__(self) -> str:
-        return f"{self.task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}, {self.budget}"
+        return f"{self.task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class StudyRun:
 
     Attributes:
         setting: see :class:`Setting`.
-        objective: the choice of ``objective``.
+        training: the choice of ``objective``, with "equal time" where the run had a time instead of a number of steps.
         seed: of the run.
         config: the run's configuration, unresolved.
         rows: its comparison, by sampler.
@@ -50,7 +48,7 @@ class StudyRun:
     """
 
     setting: Setting
-    objective: str
+    training: str
     seed: int
     config: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
@@ -81,11 +79,10 @@ def read_run(folder: Path) -> StudyRun:
     setting = Setting(
         task=choices["data"],
         start="finetune" if "finetune" in config["tags"] else "scratch",
-        budget="equal time" if config["trainer"]["max_time"] else "equal steps",
     )
     return StudyRun(
         setting=setting,
-        objective=choices["objective"],
+        training=choices["objective"] + (EQUAL_TIME if config["trainer"]["max_steps"] == -1 else ""),
         seed=config["seed"],
         config=config,
         rows={row["sampler"]: row for row in comparison},
@@ -121,7 +118,7 @@ def _text(folder: Path, name: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A sampler on the models of one objective in one setting, over seeds; intervals are 95 %, of the mean over seeds.
+    """A sampler on the models of one training in one setting, over seeds; intervals are 95 %, of the mean over seeds.
 
     Attributes:
         seeds: how many.
@@ -143,7 +140,7 @@ class Cell:
 
 
 def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
-    """Runs of one objective and setting that differ in the seed."""
+    """Runs of one training and setting that differ in the seed."""
 
     def over_seeds(column: str) -> Interval:
         return mean_interval([run.rows[sampler][column] for run in runs])
@@ -161,21 +158,40 @@ def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
 
 
 def grouped(runs: Iterable[StudyRun]) -> dict[Setting, dict[str, list[StudyRun]]]:
-    """Runs by setting and objective, plain first, seeds in order."""
+    """Runs by setting and training, plain first, seeds in order."""
     found: dict[Setting, dict[str, list[StudyRun]]] = {}
-    order = sorted(runs, key=lambda r: (str(r.setting), r.objective != PLAIN, r.objective, r.seed))
+    order = sorted(runs, key=lambda r: (str(r.setting), not r.training.startswith(PLAIN), r.training, r.seed))
     for run in order:
-        found.setdefault(run.setting, {}).setdefault(run.objective, []).append(run)
+        found.setdefault(run.setting, {}).setdefault(run.training, []).append(run)
     return found
 
 
 def fastest_equal(runs: Sequence[StudyRun], needed: float) -> tuple[str, Cell] | None:
-    """The fastest wavefront sampler whose mean accuracy is at least ``needed`` less half a point; None if none is."""
-    wavefronts = [
+    """The fastest sampler that drafts, at equal accuracy; None if there is none.
+
+    Equal: its mean accuracy is at least ``needed`` less half a point, and that of AR at r of the same models less half
+    a point.
+    """
+    drafting = [
         name
         for name, row in runs[0].rows.items()
-        if row["settings"]["name"] in ("diffusion_forcing", "exact") and all(name in run.rows for run in runs)
+        if row["settings"]["name"] not in ("autoregressive", "adaptive") and all(name in run.rows for run in runs)
     ]
-    good = {name: cell(runs, name) for name in wavefronts}
-    good = {name: each for name, each in good.items() if each.accuracy.value >= needed + EQUAL_DIFFERENCE}
+    good = {name: cell(runs, name) for name in drafting}
+    good = {
+        name: each
+        for name, each in good.items()
+        if each.accuracy.value >= needed + EQUAL_DIFFERENCE and each.difference.value >= EQUAL_DIFFERENCE
+    }
     return max(good.items(), key=lambda pair: pair[1].speedup.value, default=None)
+
+
+def gain(ours: tuple[Sequence[StudyRun], str], base: tuple[Sequence[StudyRun], str]) -> Interval | None:
+    """How much larger the speed-up over AR at r is, seed by seed; None without a common seed.
+
+    Args:
+        ours, base: runs of a training, and the sampler.
+    """
+    theirs = {run.seed: run.rows[base[1]]["speedup"] for run in base[0]}
+    ratios = [run.rows[ours[1]]["speedup"] / theirs[run.seed] for run in ours[0] if run.seed in theirs]
+    return mean_interval(ratios) if ratios else None

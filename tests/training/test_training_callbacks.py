@@ -264,7 +264,7 @@ def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, st
 
     monkeypatch.setattr("recdepth.training.comparison.compare", lambda *args, **kwargs: [])
     monkeypatch.setattr(
-        "recdepth.training.comparison.comparison_samplers", lambda _: {"df-headway": Drafts(num_steps=4)}
+        "recdepth.training.comparison.comparison_samplers", lambda *_: {"df-headway": Drafts(num_steps=4)}
     )
     monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
     monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
