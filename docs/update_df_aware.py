@@ -138,12 +138,12 @@ def verdict(by_training: ByTraining) -> list[str]:
 
 def hunger(plain: Sequence[StudyRun]) -> list[str]:
     """How much the task needs depth."""
-    if any(f"ar-{depth}" not in plain[0].rows for depth in (4, 16)):
+    deep = "ar-16" if "ar-16" in plain[0].rows else plain[0].reference
+    if "ar-4" not in plain[0].rows:
         return []
-    shallow, deep = (cell(plain, f"ar-{depth}").accuracy.value for depth in (4, 16))
-    lost = 100 * (deep - shallow)
+    lost = 100 * (cell(plain, deep).accuracy.value - cell(plain, "ar-4").accuracy.value)
     kind = "The task needs its depth" if lost >= 10 else "The task is done after few recurrences"
-    return [f"{kind}: AR at 4 recurrences is {lost:.1f} points below AR at 16 (plain training).", ""]
+    return [f"{kind}: ar-4 is {lost:.1f} points below {deep} (plain training).", ""]
 
 
 def reached(over_plain: float, over_reference: float) -> str:

@@ -137,9 +137,10 @@ class WavefrontLoss:
     Windows of W lanes begin at random places of the answers. Everything before a window is committed: its keys are
     those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
     ``schedule``), runs until R = r + ``more_recurrences`` are over, with r those of the deep pass, and so is read out
-    at depth ``R − o_j·r'``; in every recurrence it attends to the committed keys and to the newest ones of the lanes before it. With ``a_j`` the
-    lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over open lanes with a target (times
-    ``drafts.wrong`` where the lane or one before it in the window does not hold the true token).
+    at depth ``R − o_j·r'``; in every recurrence it attends to the committed keys and to the newest ones of the lanes
+    before it. With ``a_j`` the lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over
+    open lanes with a target (times ``drafts.wrong`` where the lane or one before it in the window does not hold the
+    true token).
 
     Gradients flow through the steps that hold the last ``backprop_depth`` recurrences.
 
