@@ -46,6 +46,17 @@ Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Spe
 model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not
 distinguishable from that of AR at r. A sampler counts as *equal* if its accuracy is at most half a point below both
 plain training's AR at r and its own model's. *Core* and *token passes* are per token.
+
+## What limits the sampler, and what training can do
+
+A wavefront that opens one lane a step takes at least one core pass a token, however good the drafts are. Beyond that it
+has to open several lanes at a time. The first of them holds the draft of the lane before it, the others hold guesses,
+most of them wrong. A plain model has only ever seen true text: behind a wrong token it says what would follow *that*,
+so the drafts come right one after the other, and a larger headway buys flips instead of passes. Where an answer is
+determined by what stands before it, a model can be taught to look past the guesses. That is what `aware` trains:
+windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
+token after some recurrences. The tables below show it in the drafts that are right after so many recurrences, and in
+the flips.
 """
 PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
@@ -175,17 +186,21 @@ def every_sampler(by_training: ByTraining) -> list[str]:
 
 def view(by_training: ByTraining) -> list[str]:
     """What the sampler would meet on validation texts, and what training took."""
-    rows = []
+    rows, plain = [], {run.seed: run.step_seconds for run in by_training.get(PLAIN, [])}
     for training, runs in by_training.items():
         numbers = []
         for name in VIEW:
             known = [run.metrics[f"val/{name}"] for run in runs if f"val/{name}" in run.metrics]
             numbers.append(spread(mean_interval(known), 3) if known else "–")
         steps, seconds = (mean_interval([getattr(run, what) for run in runs]) for what in ("steps", "seconds"))
-        rows.append([training, *numbers, f"{steps.value:.0f}", f"{seconds.value:.0f}"])
+        slower = [run.step_seconds / plain[run.seed] for run in runs if run.seed in plain]
+        times = [f"{steps.value:.0f}", f"{seconds.value:.0f}", f"{mean_interval(slower).value:.2f}" if slower else "–"]
+        rows.append([training, *numbers, *times])
     headers = ["training", "draft right at 1", "at 2", "at 4", "flips a lane", "recurrences to settle"]
-    body = grid([*headers, "shared = per-depth KV", "steps", "seconds"], rows)
-    return ["On validation texts, at the end, and what training took:", "", *body]
+    body = grid([*headers, "shared = per-depth KV", "steps", "seconds", "step, × plain"], rows)
+    looked = next(iter(by_training.values()))[0].config["callbacks"]["sampler_view"]
+    lanes = f"windows of {looked['width']} lanes that open {looked['headway']} at a time"
+    return [f"On validation texts, at the end ({lanes}), and what training took:", "", *body]
 
 
 def section(setting: Setting, by_training: ByTraining) -> str:
@@ -196,6 +211,11 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     prompts = f"{first['n']} prompts a seed for accuracy, {first['speed_n']} at batch 1 for speed"
     facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['cores']} "
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
+    starts = {run.config["init_from"] for runs in by_training.values() for run in runs}
+    if setting.start == "finetune" and len(starts) == 1:
+        facts += f" All seeds start from `{starts.pop()}`, so the intervals do not cover the training of that model."
+    elif setting.start == "finetune":
+        facts += " Each seed starts from a plain model of its own."
     name = str(setting).replace("_", " ")
     parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
     return "\n".join([f"## {name[0].upper()}{name[1:]}", "", *(line for part in parts for line in part), facts, ""])

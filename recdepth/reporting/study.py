@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -45,6 +48,7 @@ class StudyRun:
         metrics: the last value of every metric.
         seconds: of the run up to the last logged step of training, over all of its sessions where it was resumed.
         steps: optimizer steps.
+        step_seconds: median seconds of a step.
     """
 
     setting: Setting
@@ -55,6 +59,7 @@ class StudyRun:
     metrics: Mapping[str, float]
     seconds: float
     steps: int
+    step_seconds: float
 
     @property
     def reference(self) -> str:
@@ -89,6 +94,7 @@ def read_run(folder: Path) -> StudyRun:
         metrics=latest,
         seconds=_seconds(training),
         steps=training[-1]["step"] + 1 if training else 0,
+        step_seconds=_step_seconds(training),
     )
 
 
@@ -96,6 +102,15 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     """A resumed run's clock starts anew: the ends of all sessions add up."""
     clock = [line["seconds"] for line in lines]
     return sum(now for now, following in zip(clock, [*clock, 0.0][1:], strict=True) if following < now)
+
+
+def _step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Between two lines of training; the median leaves out the odd pair with a validation or a start between."""
+    pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(lines)]
+    rates = [
+        seconds / steps for steps, seconds in pairs if steps > 0 and seconds > 0
+    ]  # a resumed run's clock starts anew
+    return median(rates) if rates else math.nan
 
 
 def choices_of(folder: Path) -> dict[str, str]:

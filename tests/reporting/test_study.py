@@ -48,13 +48,19 @@ def row(name, kind, accuracy, speedup, **more):
 
 def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8) -> Path:
     folder.mkdir(parents=True)
-    config = {"tags": list(tags), "seed": seed, "trainer": {"max_steps": max_steps}}
+    config = {"tags": list(tags), "seed": seed, "trainer": {"max_steps": max_steps}, "init_from": "shipped"}
+    config["callbacks"] = {"sampler_view": {"width": 16, "headway": 8}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "choices.yaml").write_text(yaml.safe_dump({"data": "word_problems", "objective": objective}))
     rows = [row("ar-32", "autoregressive", 0.9, 1.0), row("df-r1", "diffusion_forcing", 0.9, 4.0 + fast + seed)]
     rows.append(row("df-h4", "diffusion_forcing", 0.5, 9.0))
     (folder / "comparison.json").write_text(json.dumps(rows))
-    lines = [{"step": 3, "seconds": 5.0, "train/loss": 1.0}, {"step": 7, "seconds": 2.0, "train/loss": 0.5}]
+    slow = 1.5 if objective == "aware" else 1.0
+    lines = [
+        {"step": 1, "seconds": 5.0 - 1.0 * slow, "train/loss": 1.0},
+        {"step": 3, "seconds": 5.0, "train/loss": 1.0},
+    ]
+    lines.append({"step": 7, "seconds": 2.0, "train/loss": 0.5})
     lines.append({"step": 8, "seconds": 3.0, "val/kv_agreement": 0.75})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
@@ -75,6 +81,7 @@ def test_a_run_is_read_and_its_sessions_add_up(runs) -> None:
     found = read_run(runs / "plain1")
     assert found.setting == Setting("word_problems", "scratch")
     assert (found.training, found.seed, found.steps, found.seconds) == ("next_token", 1, 8, 7.0)
+    assert read_run(runs / "aware0").step_seconds == 0.75
     assert found.metrics["val/kv_agreement"] == 0.75 and found.reference == "ar-32"
     assert read_run(runs / "tuned").setting == Setting("word_problems", "finetune")
     assert read_run(runs / "longer").training == "next_token, equal time"
