@@ -131,14 +131,14 @@ def verdict(by_training: ByTraining) -> list[str]:
     plain, lines = by_training[PLAIN], hunger(by_training[PLAIN])
     if not others or best[PLAIN] is None:
         return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
-    winner = max(others, key=lambda name: others[name][1].speedup.value)  # type: ignore[index]
-    name, found = others[winner]  # type: ignore[misc]
+    winner = max(others, key=lambda name: others[name][1].speedup.value)
+    name, found = others[winner]
     over = gains(by_training, winner)
     prompts = sum(run.rows[name]["n"] for run in by_training[winner])
     lines.append(
         f"**{winner}** decodes {spread(found.speedup)} times as fast as {plain[0].reference} (sampler {name}; "
         f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
-        f"{spread(best[PLAIN][1].speedup)} times ({best[PLAIN][0]}): a gain of "  # type: ignore[index]
+        f"{spread(best[PLAIN][1].speedup)} times ({best[PLAIN][0]}): a gain of "
         + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
         + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: "
         + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
