@@ -128,8 +128,8 @@ def verdict(by_training: ByTraining) -> list[str]:
         return []
     best = best_of(by_training)
     others = {name: each for name, each in best.items() if each and not name.startswith(PLAIN)}
-    plain, lines = by_training[PLAIN], hunger(by_training[PLAIN])
-    if not others or best[PLAIN] is None:
+    plain, lines, base = by_training[PLAIN], hunger(by_training[PLAIN]), best[PLAIN]
+    if not others or base is None:
         return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
     winner = max(others, key=lambda name: others[name][1].speedup.value)
     name, found = others[winner]
@@ -138,7 +138,7 @@ def verdict(by_training: ByTraining) -> list[str]:
     lines.append(
         f"**{winner}** decodes {spread(found.speedup)} times as fast as {plain[0].reference} (sampler {name}; "
         f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
-        f"{spread(best[PLAIN][1].speedup)} times ({best[PLAIN][0]}): a gain of "
+        f"{spread(base[1].speedup)} times ({base[0]}): a gain of "
         + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
         + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: "
         + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
