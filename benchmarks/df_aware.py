@@ -90,11 +90,14 @@ def study(args: argparse.Namespace) -> Iterator[Run]:
         if "finetune" in args.starts:
             start = bases.get((task, seed), str(args.outputs / f"{task}-scratch-{PLAIN}-{seed}"))
             made = [one(args, task, "finetune", each, seed, f"init_from={start}") for each in args.objectives]
-            yield from made
-            yield equal_time(args, task, "finetune", seed, made, f"init_from={start}")
+            yield from made if "steps" in args.budgets else ()
+            if "time" in args.budgets:
+                yield equal_time(args, task, "finetune", seed, made, f"init_from={start}")
     for task, seed in places if "scratch" in args.starts else ():
         recipe = one(args, task, "scratch", args.recipe, seed)
-        yield from (recipe, equal_time(args, task, "scratch", seed, [recipe]))
+        yield from [recipe] if "steps" in args.budgets else []
+        if "time" in args.budgets:
+            yield equal_time(args, task, "scratch", seed, [recipe])
 
 
 def one(args: argparse.Namespace, task: str, start: str, objective: str, seed: int, *more: str) -> Run:
@@ -130,6 +133,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--starts", nargs="*", default=["scratch", "finetune"], choices=["scratch", "finetune"])
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES, help="of the fine-tunes")
+    parser.add_argument("--budgets", nargs="*", default=["steps", "time"], choices=["steps", "time"])
     parser.add_argument("--recipe", default="aware", help="the objective that is also trained from scratch")
     parser.add_argument("--base", nargs=3, action="append", default=[], metavar=("TASK", "SEED", "FOLDER"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/df_aware"))
