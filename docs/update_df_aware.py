@@ -216,9 +216,8 @@ def section(setting: Setting, by_training: ByTraining) -> str:
         facts += f" All seeds start from `{starts.pop()}`, so the intervals do not cover the training of that model."
     elif setting.start == "finetune":
         facts += " Each seed starts from a plain model of its own."
-    name = str(setting).replace("_", " ")
     parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
-    return "\n".join([f"## {name[0].upper()}{name[1:]}", "", *(line for part in parts for line in part), facts, ""])
+    return "\n".join([f"## {setting}", "", *(line for part in parts for line in part), facts, ""])
 
 
 def page(runs: Sequence[StudyRun]) -> str:

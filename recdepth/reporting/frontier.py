@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
 from .style import GREY, INK, PALETTE, figure, save
 
-_MARKERS = "os^vDP*X<>"
+_MARKERS = "<>os^vDPpX*hd1234"
 
 
 class Frontier:
@@ -59,11 +59,7 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     """
     groups = grouped(runs)
     trainings = list(dict.fromkeys(name for group in groups.values() for name in group))
-    samplers = [
-        name
-        for name in dict.fromkeys(name for run in runs for name in run.rows)
-        if any(run.rows[name]["settings"]["name"] != "autoregressive" for run in runs if name in run.rows)
-    ]
+    samplers = list(dict.fromkeys(name for run in runs for name in run.rows if name != run.reference))
     colours, markers = _colours(trainings), {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(samplers)}
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
@@ -82,10 +78,8 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     ]
     fig.legend(handles=handles, loc="outside right center", frameon=False, fontsize=10)
     seeds = sorted({len(several) for by_training in groups.values() for several in by_training.values()})
-    counted = " or ".join(map(str, seeds))
-    fig.suptitle(
-        f"{counted} seeds; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK
-    )
+    counted = " or ".join(map(str, seeds)) + (" seed" if seeds == [1] else " seeds")
+    fig.suptitle(f"{counted}; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK)
     return save(fig, path)
 
 
@@ -99,7 +93,7 @@ def _label(ax: Axes, title: str, reference: str) -> None:
     ax.set_title(title, loc="left")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.5g} %"))
     ax.set_xlabel(f"speed-up over {reference} of the same model, batch 1")
     ax.set_ylabel("accuracy on held-out prompts")
     ax.grid(color="#eceff1", zorder=0)
@@ -121,7 +115,7 @@ def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str
             yerr=[[y.value - max(y.low, 0.0)], [min(y.high, 1.0) - y.value]] if bars else None,
             fmt=markers[name],
             color=colour,
-            alpha=1.0 if name in best else 0.25,
+            alpha=1.0 if name in best else 0.4,
             markeredgecolor="white",
             ms=9 if name in best else 6,
             elinewidth=0.9,

@@ -32,7 +32,8 @@ class Setting:
     start: str
 
     def __str__(self) -> str:
-        return f"{self.task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}"
+        task = self.task.replace("_", " ").capitalize()
+        return f"{task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Cell:
 
     Attributes:
         seeds: how many.
-        accuracy: mean score.
+        accuracy: mean score; of a sampler with fewer prompts, what its difference to AR at r makes of that one's.
         difference: to AR at r on the same model.
         speedup: over AR at r on the same model.
         speedup_equal: over the fastest one-token-at-a-time sampler of equal accuracy on the same model.
@@ -160,9 +161,10 @@ def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
     def over_seeds(column: str) -> Interval:
         return mean_interval([run.rows[sampler][column] for run in runs])
 
+    accuracies = [run.rows[run.reference]["accuracy"] + run.rows[sampler]["difference"] for run in runs]
     return Cell(
         seeds=len(runs),
-        accuracy=over_seeds("accuracy"),
+        accuracy=mean_interval(accuracies),
         difference=over_seeds("difference"),
         speedup=over_seeds("speedup"),
         speedup_equal=over_seeds("speedup_equal_accuracy"),
