@@ -215,7 +215,7 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     if setting.start == "finetune" and len(starts) == 1:
         facts += f" All seeds start from `{starts.pop()}`, so the intervals do not cover the training of that model."
     elif setting.start == "finetune":
-        facts += " Each seed starts from a plain model of its own."
+        facts += f" Each seed starts from a plain model of its own, as trained from scratch by `experiment=df_aware/{setting.task}`."
     parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
     return "\n".join([f"## {setting}", "", *(line for part in parts for line in part), facts, ""])
 
