@@ -210,10 +210,10 @@ def view(by_training: ByTraining) -> list[str]:
 
 def section(setting: Setting, by_training: ByTraining) -> str:
     """One task and start."""
-    some = next(iter(by_training.values()))[0]
-    first = next(iter(some.rows.values()))
-    machine = first["machine"]
-    prompts = f"{first['n']} prompts a seed for accuracy, {first['speed_n']} at batch 1 for speed"
+    references = [run.rows[run.reference] for runs in by_training.values() for run in runs]
+    machine = references[0]["machine"]
+    read, timed = (" or ".join(map(str, sorted({row[name] for row in references}))) for name in ("n", "speed_n"))
+    prompts = f"{read} prompts a seed for accuracy, {timed} at batch 1 for speed"
     facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['cores']} "
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
     starts = {run.config["init_from"] for runs in by_training.values() for run in runs}
