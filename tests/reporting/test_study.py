@@ -53,7 +53,7 @@ def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "choices.yaml").write_text(yaml.safe_dump({"data": "word_problems", "objective": objective}))
     rows = [row("ar-32", "autoregressive", 0.9, 1.0), row("df-r1", "diffusion_forcing", 0.9, 4.0 + fast + seed)]
-    rows.append(row("df-h4", "diffusion_forcing", 0.5, 9.0))
+    rows += [row("df-h4", "diffusion_forcing", 0.5, 9.0), row("exact", "exact", 0.9, 2.0)]
     (folder / "comparison.json").write_text(json.dumps(rows))
     slow = 1.5 if objective == "aware" else 1.0
     lines = [
@@ -116,6 +116,7 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     assert line.endswith("| 1.82 ± 0.42 | 1.50 |")  # 8/4, 9/5 and 10/6; of seed 1 alone 9/6
     assert "9.00 ± 2.48" in line and "nan" not in page
     assert "**aware** decodes 9.00 ± 2.48 times" in page and "the first is reached, the second is not" in page
+    assert "over the same on plain training: exact 1.00 ± 0.00 times as fast" in page
     assert "No plain runs" in page
 
 
