@@ -162,8 +162,9 @@ def why(by_training: ByTraining, training: str, ours: str, theirs: str) -> list[
     looks = [("draft_accuracy_depth_4", "drafts right after 4 recurrences", 100, 0, " %")]
     looks += [("recurrences_to_convergence", "recurrences until a lane settles", 1, 1, "")]
     for metric, name, factor, digits, unit in looks:
-        values = [[run.metrics.get(f"val/{metric}") for run in by_training[each]] for each in (PLAIN, training)]
-        if not any(value is None for several in values for value in several):
+        runs = [[run.metrics for run in by_training[each]] for each in (PLAIN, training)]
+        if all(f"val/{metric}" in metrics for several in runs for metrics in several):
+            values = [[metrics[f"val/{metric}"] for metrics in several] for several in runs]
             low, high = (f"{factor * mean_interval(several).value:.{digits}f}" for several in values)
             moved.append(f"{name} from {low} to {high}{unit}")
     return [

@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter
 from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
 from .style import GREY, INK, PALETTE, figure, save
 
-_MARKERS = "<>os^vDPpX*hd1234"
+_MARKERS = "<>os^vDPpXhd81234*"
+
+
+FAR = 0.05  # below the best accuracy: samplers that are not drawn
 
 
 class Frontier:
@@ -51,7 +54,7 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     """A panel per setting: a colour per training, a marker per sampler.
 
     Strong, joined and with 95 % intervals over seeds: samplers that no other one beats in both speed and accuracy, on
-    the models of the same training. The others are faint.
+    the models of the same training. The others are faint; those more than five points below the best are left out.
 
     Args:
         runs: from :func:`recdepth.reporting.study.read_run`.
@@ -69,7 +72,7 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     for ax, (setting, by_training) in zip(axes, groups.items(), strict=False):
         for training, several in by_training.items():
             cells = {name: cell(several, name) for name in samplers if all(name in run.rows for run in several)}
-            _draw(ax, cells, colours[training], markers)
+            _draw(ax, _near(cells), colours[training], markers)
         _label(ax, str(setting), next(iter(by_training.values()))[0].reference)
     handles = [axes[0].plot([], [], color=colours[name], lw=3, label=name)[0] for name in trainings]
     handles += [
@@ -81,6 +84,11 @@ def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     counted = " or ".join(map(str, seeds)) + (" seed" if seeds == [1] else " seeds")
     fig.suptitle(f"{counted}; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK)
     return save(fig, path)
+
+
+def _near(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    best = max(each.accuracy.value for each in cells.values())
+    return {name: each for name, each in cells.items() if each.accuracy.value >= best - FAR}
 
 
 def _colours(trainings: Sequence[str]) -> dict[str, str]:
