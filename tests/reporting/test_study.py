@@ -141,6 +141,10 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 4 + len(driver.OBJECTIVES) and all(line.endswith("to do") for line in listed)
     assert listed[0].startswith("[1/12] word_problems-scratch-next_token-0:")
+    arguments += ["--starts", "finetune", "--budgets", "time", "--base", "word_problems", "0", "somewhere"]
+    monkeypatch.setattr("sys.argv", ["df_aware.py", "--list", *arguments])
+    assert driver.main() == 0
+    assert capsys.readouterr().out == "[1/1] word_problems-finetune-next_token-time-0: to do\n"
 
     made = driver.Run("word_problems-finetune-aware-0", ("seed=0",))
     folder = made.folder(tmp_path)
