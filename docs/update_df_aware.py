@@ -255,7 +255,11 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
     starts = {run.config["init_from"] for runs in by_training.values() for run in runs}
     if setting.start == "finetune" and len(starts) == 1:
-        facts += f" All seeds start from `{starts.pop()}`, so the intervals do not cover the training of that model."
+        start = starts.pop()
+        facts += (
+            f" All seeds start from `{start}` (`--base {setting.task} SEED {start}` of `benchmarks/df_aware.py`), so"
+        )
+        facts += " the intervals do not cover the training of that model."
     elif setting.start == "finetune":
         facts += " Each seed starts from a plain model of its own, trained by"
         facts += f" `python train.py experiment=df_aware/{setting.task} seed=SEED`."
