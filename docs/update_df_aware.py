@@ -145,7 +145,7 @@ def verdict(by_training: ByTraining) -> list[str]:
         f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
         f"{spread(base[1].speedup)} times ({base[0]}): a gain of "
         + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
-        + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: "
+        + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: by the means, "
         + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
         + "."
     )
