@@ -131,9 +131,11 @@ def verdict(by_training: ByTraining) -> list[str]:
     """In words: what the best training gained, and whether that is what was hoped for."""
     if PLAIN not in by_training:
         return []
-    best = best_of(by_training)
-    others = {name: each for name, each in best.items() if each and not name.startswith(PLAIN)}
-    plain, lines, base = by_training[PLAIN], hunger(by_training[PLAIN]), best[PLAIN]
+    best, plain = best_of(by_training), by_training[PLAIN]
+    lines, base = hunger(plain), best[PLAIN]
+    compared = {run.seed for run in plain}  # a training of fewer seeds must not win by luck
+    full = [name for name, runs in by_training.items() if {run.seed for run in runs} == compared]
+    others = {name: each for name, each in best.items() if each and name in full and not name.startswith(PLAIN)}
     if not others or base is None:
         return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
     winner = max(others, key=lambda name: others[name][1].speedup.value)
