@@ -45,7 +45,8 @@ takes longer, so there is also plain training of *equal time*: as long as the sl
 Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Speed-ups are over decodings of the *same*
 model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not
 distinguishable from that of AR at r. A sampler counts as *equal* if its accuracy is at most half a point below both
-plain training's AR at r and its own model's. *Core* and *token passes* are per token.
+plain training's AR at r and its own model's. *Core* and *token passes* are per token. Accuracies differ from seed to
+seed, as do the models; the difference to AR at r is paired, on the same prompts.
 
 ## What limits the sampler, and what training can do
 
@@ -265,6 +266,10 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     elif setting.start == "finetune":
         facts += " Each seed starts from a plain model of its own, trained by"
         facts += f" `python train.py experiment=df_aware/{setting.task} seed=SEED`."
+    seeds = max(len(runs) for runs in by_training.values())
+    known = sorted(path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml") if path.stem != "weighted")
+    if absent := [name for name in known if len(by_training.get(name, [])) < seeds]:
+        facts += f" Not measured here, or on fewer seeds: {', '.join(absent)}."
     parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
     return "\n".join([f"## {setting}", "", *(line for part in parts for line in part), facts, ""])
 
