@@ -5,21 +5,23 @@
     python benchmarks/df_aware.py --tasks word_problems --seeds 0 1 2 --starts finetune
     python benchmarks/df_aware.py --base pointer_chase 0 outputs/pointer_chase
 
-For every task and seed: plain and ``--recipe`` from scratch, then every objective as a fine-tune of the plain model
-from scratch (or of ``--base TASK SEED FOLDER``), each with equal steps and with equal time. A finished run has a
-comparison.json and is skipped; one that was cut off is resumed. What the page needs of a run goes to
-``docs/results/data/df_aware/RUN``; then: python docs/update_df_aware.py
+For every task and seed, with as many steps as ``experiment=df_aware/…`` says: plain from scratch; every objective as a
+fine-tune of that model (or of ``--base TASK SEED FOLDER``); last ``--recipe`` from scratch. A step of the others takes
+longer than one of plain, so plain training has a second run in each place, of *equal time*: as long as the slowest of
+the others took there. A finished run has a comparison.json and is skipped; one that was cut off is resumed. What the
+page needs of a run goes to ``docs/results/data/df_aware/RUN``; then: python docs/update_df_aware.py
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from recdepth.reporting.study import choices_of  # noqa: E402
+from recdepth.reporting.study import choices_of, read_run  # noqa: E402
 
 PLAIN = "next_token"
 OBJECTIVES = ["next_token", "staircase", "draft_exposure", "independent_depths", "depth_consistency", "state_noise"]
@@ -42,10 +44,12 @@ class Run:
     Attributes:
         name: of its folder.
         overrides: of train.py.
+        as_long_as: runs of whose training times the longest is this one's, instead of a number of steps.
     """
 
     name: str
     overrides: tuple[str, ...]
+    as_long_as: tuple[str, ...] = ()
 
     def folder(self, outputs: Path) -> Path:
         return outputs / self.name
@@ -54,43 +58,59 @@ class Run:
         return (self.folder(outputs) / "comparison.json").is_file()
 
     def command(self, outputs: Path) -> list[str]:
-        """Start it, or go on from its last checkpoint if it was cut off in training."""
+        """Start it, or go on from its last checkpoint if it was cut off in training.
+
+        Raises:
+            ValueError: if a run whose time it is to take is not finished.
+        """
         folder = self.folder(outputs)
         words = [sys.executable, str(ROOT / "train.py"), *self.overrides, f"hydra.run.dir={folder}"]
+        if self.as_long_as:
+            seconds = max(read_run(outputs / name).seconds for name in self.as_long_as)
+            limit = f"trainer.max_time='{duration(seconds)}'"
+            words += ["trainer.max_steps=-1", limit, "trainer.val_check_interval=100000"]
         if (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "model").is_dir():
             words += [f"resume={folder}", "init_from=null"]
         return words
 
 
+def duration(seconds: float) -> str:
+    """DD:HH:MM:SS, rounded up."""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"00:{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
+
+
 def study(args: argparse.Namespace) -> Iterator[Run]:
     """All runs in an order in which each finds what it starts from."""
     bases = {(task, int(seed)): folder for task, seed, folder in args.base}
-    for seed in args.seeds:
-        for task in args.tasks:
-            common = [f"seed={seed}", f"comparison.accuracy_prompts={args.accuracy_prompts}", *args.set]
-            plain = f"{task}-scratch-steps-{PLAIN}-{seed}"
-            if "scratch" in args.starts:
-                limits = budgets(args.scratch_steps, args.scratch_time)
-                for objective in (PLAIN, args.recipe):
-                    for budget, limit in limits.items():
-                        words = [f"experiment=df_aware/{task}", f"objective={objective}", *common, *limit]
-                        yield Run(f"{task}-scratch-{budget}-{objective}-{seed}", tuple(words))
-            if "finetune" in args.starts:
-                start = bases.get((task, seed), str(args.outputs / plain))
-                for objective in args.objectives:
-                    for budget, limit in budgets(args.finetune_steps, args.finetune_time).items():
-                        words = [f"experiment=df_aware/{task}_finetune", f"objective={objective}", *common, *limit]
-                        yield Run(f"{task}-finetune-{budget}-{objective}-{seed}", (*words, f"init_from={start}"))
+    places = [(task, seed) for seed in args.seeds for task in args.tasks]
+    for task, seed in places:
+        if (task, seed) not in bases:
+            yield one(args, task, "scratch", PLAIN, seed)
+        if "finetune" in args.starts:
+            start = bases.get((task, seed), str(args.outputs / f"{task}-scratch-{PLAIN}-{seed}"))
+            made = [one(args, task, "finetune", each, seed, f"init_from={start}") for each in args.objectives]
+            yield from made if "steps" in args.budgets else ()
+            if "time" in args.budgets:
+                yield equal_time(args, task, "finetune", seed, made, f"init_from={start}")
+    for task, seed in places if "scratch" in args.starts else ():
+        recipe = one(args, task, "scratch", args.recipe, seed)
+        yield from [recipe] if "steps" in args.budgets else []
+        if "time" in args.budgets:
+            yield equal_time(args, task, "scratch", seed, [recipe])
 
 
-def budgets(steps: int, time: str) -> dict[str, list[str]]:
-    """Overrides for as many steps, and for as much time; 0 or an empty text leaves a budget out."""
-    found = {}
-    if steps:
-        found["steps"] = [f"trainer.max_steps={steps}", "trainer.max_time=null", f"trainer.val_check_interval={steps}"]
-    if time:
-        found["time"] = ["trainer.max_steps=-1", f"trainer.max_time='{time}'", "trainer.val_check_interval=100000"]
-    return found
+def one(args: argparse.Namespace, task: str, start: str, objective: str, seed: int, *more: str) -> Run:
+    """A run of as many steps as its experiment says."""
+    experiment = task if start == "scratch" else f"{task}_finetune"
+    words = [f"experiment=df_aware/{experiment}", f"objective={objective}", f"seed={seed}", *args.set, *more]
+    return Run(f"{task}-{start}-{objective}-{seed}", tuple(words))
+
+
+def equal_time(args: argparse.Namespace, task: str, start: str, seed: int, others: Sequence[Run], *more: str) -> Run:
+    """Plain training for as long as the slowest of the others took."""
+    plain = one(args, task, start, PLAIN, seed, *more)
+    return Run(f"{task}-{start}-{PLAIN}-time-{seed}", plain.overrides, tuple(run.name for run in others))
 
 
 def keep(folder: Path) -> None:
@@ -113,15 +133,11 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--starts", nargs="*", default=["scratch", "finetune"], choices=["scratch", "finetune"])
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES, help="of the fine-tunes")
+    parser.add_argument("--budgets", nargs="*", default=["steps", "time"], choices=["steps", "time"])
     parser.add_argument("--recipe", default="aware", help="the objective that is also trained from scratch")
     parser.add_argument("--base", nargs=3, action="append", default=[], metavar=("TASK", "SEED", "FOLDER"))
-    parser.add_argument("--scratch-steps", type=int, default=1000, help="0: no runs of equal steps")
-    parser.add_argument("--scratch-time", default="00:00:10:00", help="DD:HH:MM:SS; empty: none")
-    parser.add_argument("--finetune-steps", type=int, default=200)
-    parser.add_argument("--finetune-time", default="00:00:02:00", help="DD:HH:MM:SS")
-    parser.add_argument("--accuracy-prompts", type=int, default=700, help="per run: three seeds make 2100")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/df_aware"))
-    parser.add_argument("--set", nargs="*", default=["compile=false", "logger=none"], help="overrides of every run")
+    parser.add_argument("--set", nargs="*", default=["logger=none"], help="overrides of every run")
     parser.add_argument("--prefix", type=shlex.split, default=[], help="words before every command, such as 'nice'")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     args = parser.parse_args()
@@ -133,7 +149,13 @@ def main() -> int:
         if args.list:
             continue
         if not done:
-            result = subprocess.run([*args.prefix, *run.command(args.outputs)], check=False)
+            try:
+                command = run.command(args.outputs)
+            except ValueError as error:  # the runs whose time it is to take have failed
+                print(error, file=sys.stderr)
+                failed.append(run.name)
+                continue
+            result = subprocess.run([*args.prefix, *command], check=False)
             if result.returncode == 130:  # Ctrl-C
                 return 130
             if result.returncode or not run.finished(args.outputs):

@@ -18,23 +18,59 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from recdepth.evaluation import Interval, mean_interval  # noqa: E402
 from recdepth.reporting import plot_frontier  # noqa: E402
-from recdepth.reporting.study import PLAIN, Setting, StudyRun, cell, fastest_equal, grouped, read_run  # noqa: E402
+from recdepth.reporting.study import (  # noqa: E402
+    EQUAL_TIME,
+    PLAIN,
+    Cell,
+    Setting,
+    StudyRun,
+    cell,
+    fastest_equal,
+    gain,
+    grouped,
+    read_run,
+)
 
 RESULTS = ROOT / "docs" / "results"
 DATA = RESULTS / "data" / "df_aware"
+GAIN, SPEEDUP = 1.5, 12.0  # what was hoped for: over plain training, and over AR at r
 HEAD = """# Training made for the sampler, measured
 
 Made by `python docs/update_df_aware.py` from `docs/results/data/df_aware`, which `python benchmarks/df_aware.py` fills:
 the same model, data and seeds with the plain objective (`next_token`) and with those that show the model what the
-sampler will (`conf/objective`), compared by the same samplers (`conf/experiment/df_aware/samplers.yaml`). All numbers
-are means over seeds with 95 % intervals (Student's t) of that mean, where there is more than one seed. Speed-ups are
-over decodings of the *same* model in the same process: over AR at r, and over the fastest one-token-at-a-time sampler
-whose accuracy is not distinguishable from that of AR at r. *Core* and *token passes* are per token.
+sampler will ([docs/objectives.md](../objectives.md)), compared by the same samplers
+(`conf/experiment/df_aware/samplers.yaml`). All trainings of a section have equally many steps; a step of the others
+takes longer, so there is also plain training of *equal time*: as long as the slowest of the others took.
 
+Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Speed-ups are over decodings of the *same*
+model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not
+distinguishable from that of AR at r. A sampler counts as *equal* if its accuracy is at most half a point below both
+plain training's AR at r and its own model's. *Core* and *token passes* are per token. Accuracies differ from seed to
+seed, as do the models; the difference to AR at r is paired, on the same prompts.
+
+## What limits the sampler, and what training can do
+
+A wavefront that opens one lane a step takes at least one core pass a token, however good the drafts are. Beyond that it
+has to open several lanes at a time. The first of them holds the draft of the lane before it, the others hold guesses,
+most of them wrong. A plain model has only ever seen true text: behind a wrong token it says what would follow *that*,
+so the drafts come right one after the other, and a larger headway buys flips instead of passes. Where an answer is
+determined by what stands before it, a model can be taught to look past the guesses. That is what `aware` trains:
+windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
+token after some recurrences. The tables below show it in the drafts that are right after so many recurrences, and in
+the flips.
+"""
+PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
+
+"""
+NO_SCRATCH = """\
+All runs here are fine-tunes of plain models. The recipe from scratch (`--starts scratch`) has not been measured, and a
+step of it takes longer than one of plain training, so the quickstart keeps plain training. A fine-tune can follow it:
+`python train.py experiment=df_aware/word_problems_finetune objective=aware init_from=outputs/quickstart`.
 """
 VIEW = ["draft_accuracy_depth_1", "draft_accuracy_depth_2", "draft_accuracy_depth_4", "flips_per_token"]
 VIEW += ["recurrences_to_convergence", "kv_agreement"]
+ByTraining = Mapping[str, Sequence[StudyRun]]
 
 
 def grid(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
@@ -50,99 +86,199 @@ def spread(interval: Interval, digits: int = 2, factor: float = 1.0, sign: str =
     return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 
-def headline(by_objective: Mapping[str, Sequence[StudyRun]]) -> list[str]:
-    """The fastest sampler of equal accuracy for every objective, and its gain over plain training."""
-    plain = by_objective.get(PLAIN)
-    if plain is None:
+def best_of(by_training: ByTraining) -> dict[str, tuple[str, Cell] | None]:
+    """The fastest equal sampler of every training, measured by plain training's AR at r."""
+    plain = by_training[PLAIN]
+    needed = cell(plain, plain[0].reference).accuracy.value
+    return {training: fastest_equal(runs, needed) for training, runs in by_training.items()}
+
+
+def gains(by_training: ByTraining, training: str) -> dict[str, Interval]:
+    """The speed-up of a training's fastest equal sampler over that of plain, of equal steps and of equal time."""
+    best, found = best_of(by_training), {}
+    own = best[training]
+    for plain in (PLAIN, PLAIN + EQUAL_TIME):
+        base = best.get(plain)
+        if own and base:
+            ratio = gain((by_training[training], own[0]), (by_training[plain], base[0]))
+            if ratio is not None:
+                found[plain] = ratio
+    return found
+
+
+def headline(by_training: ByTraining) -> list[str]:
+    """The fastest sampler of equal accuracy for every training, and its gain over plain training."""
+    if PLAIN not in by_training:
         return ["No plain runs: nothing to compare with.", ""]
-    reference = plain[0].reference
-    needed = cell(plain, reference).accuracy.value
-    base, rows = fastest_equal(plain, needed), []
-    for objective, runs in by_objective.items():
-        own = cell(runs, reference)
-        best = fastest_equal(runs, needed)
-        head = [objective, str(own.seeds), spread(own.accuracy, 1, 100)]
+    reference, rows = by_training[PLAIN][0].reference, []
+    for training, best in best_of(by_training).items():
+        own = cell(by_training[training], reference)
+        head = [training, str(own.seeds), spread(own.accuracy, 1, 100)]
         if best is None:
-            rows.append([*head, "none", *["–"] * 5])
+            rows.append([*head, "none", *["–"] * 7])
             continue
         name, found = best
-        gain = f"{found.speedup.value / base[1].speedup.value:.2f}" if base else "–"
-        rows.append(
-            [
-                *head,
-                name,
-                spread(found.accuracy, 1, 100),
-                spread(found.speedup),
-                spread(found.speedup_equal),
-                spread(found.core_passes),
-                gain,
-            ]
-        )
-    lines = [
-        f"The fastest wavefront sampler that is as accurate as {reference} of plain training "
-        f"({100 * needed:.1f} %, less half a point), by objective; the last column is its speed-up over that of plain.",
+        numbers = [spread(found.accuracy, 1, 100), spread(found.difference, 1, 100, "+"), spread(found.speedup)]
+        numbers += [spread(found.speedup_equal), spread(found.core_passes)]
+        over = gains(by_training, training)
+        numbers += [spread(over[plain]) if plain in over else "–" for plain in (PLAIN, PLAIN + EQUAL_TIME)]
+        rows.append([*head, name, *numbers])
+    headers = ["training", "seeds", f"{reference}, %", "sampler", "accuracy, %", f"to {reference}, points"]
+    headers += [f"× {reference}", "× fastest equal AR", "core passes", "× plain", "× plain, equal time"]
+    return ["The fastest equal sampler of every training:", "", *grid(headers, rows)]
+
+
+def verdict(by_training: ByTraining) -> list[str]:
+    """In words: what the best training gained, and whether that is what was hoped for."""
+    if PLAIN not in by_training:
+        return []
+    best, plain = best_of(by_training), by_training[PLAIN]
+    lines, base = hunger(plain), best[PLAIN]
+    compared = {run.seed for run in plain}  # a training of fewer seeds must not win by luck
+    full = [name for name, runs in by_training.items() if {run.seed for run in runs} == compared]
+    others = {name: each for name, each in best.items() if each and name in full and not name.startswith(PLAIN)}
+    if not others or base is None:
+        return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
+    winner = max(others, key=lambda name: others[name][1].speedup.value)
+    name, found = others[winner]
+    over = gains(by_training, winner)
+    prompts = sum(run.rows[name]["n"] for run in by_training[winner])
+    lines.append(
+        f"**{winner}** decodes {spread(found.speedup)} times as fast as {plain[0].reference} (sampler {name}; "
+        f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
+        f"{spread(base[1].speedup)} times ({base[0]}): a gain of "
+        + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
+        + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: by the means, "
+        + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
+        + "."
+    )
+    return [*lines, "", *why(by_training, winner, name, base[0]), *lossless(by_training, winner)]
+
+
+def why(by_training: ByTraining, training: str, ours: str, theirs: str) -> list[str]:
+    """What moved, between plain training and another one, each with its fastest equal sampler."""
+    before, after = cell(by_training[PLAIN], theirs), cell(by_training[training], ours)
+    moved = [
+        f"core passes per token from {before.core_passes.value:.2f} to {after.core_passes.value:.2f}",
+        f"work from {before.token_passes.value:.1f} to {after.token_passes.value:.1f} token passes",
+    ]
+    looks = [("draft_accuracy_depth_4", "drafts right after 4 recurrences", 100, 0, " %")]
+    looks += [("recurrences_to_convergence", "recurrences until a lane settles", 1, 1, "")]
+    for metric, name, factor, digits, unit in looks:
+        runs = [[run.metrics for run in by_training[each]] for each in (PLAIN, training)]
+        if all(f"val/{metric}" in metrics for several in runs for metrics in several):
+            values = [[metrics[f"val/{metric}"] for metrics in several] for several in runs]
+            low, high = (f"{factor * mean_interval(several).value:.{digits}f}" for several in values)
+            moved.append(f"{name} from {low} to {high}{unit}")
+    return [
+        f"What moved from plain to {training}: {'; '.join(moved)}. A lane that needs many recurrences takes as many"
+        " steps however early its draft is right, and wider passes take longer on this machine: both bound the gain.",
         "",
     ]
-    headers = [
-        "objective",
-        "seeds",
-        f"{reference}, %",
-        "sampler",
-        "accuracy, %",
-        f"× {reference}",
-        "× fastest equal AR",
+
+
+def lossless(by_training: ByTraining, training: str) -> list[str]:
+    """What the samplers whose text is that of AR gain."""
+    plain, ours = by_training[PLAIN], by_training[training]
+    names = [name for name, row in plain[0].rows.items() if row["settings"]["name"] in ("exact", "speculative")]
+    ratios = {name: gain((ours, name), (plain, name)) for name in names if all(name in run.rows for run in ours)}
+    found = ", ".join(f"{name} {spread(ratio)}" for name, ratio in ratios.items() if ratio)
+    if not found:
+        return []
+    return [
+        f"The lossless samplers on {training}, over the same on plain training: {found} times as fast. They take every"
+        " token through all r recurrences, whatever the drafts, so that less of their time is there to be saved.",
+        "",
     ]
-    return [*lines, *grid([*headers, "core passes", "× plain"], rows)]
 
 
-def every_sampler(by_objective: Mapping[str, Sequence[StudyRun]]) -> list[str]:
-    """All samplers of all objectives."""
+def hunger(plain: Sequence[StudyRun]) -> list[str]:
+    """How much the task needs depth."""
+    deep = "ar-16" if "ar-16" in plain[0].rows else plain[0].reference
+    if "ar-4" not in plain[0].rows:
+        return []
+    lost = 100 * (cell(plain, deep).accuracy.value - cell(plain, "ar-4").accuracy.value)
+    kind = "The task needs its depth" if lost >= 10 else "The task is done after few recurrences"
+    return [f"{kind}: ar-4 is {lost:.1f} points below {deep} (plain training).", ""]
+
+
+def reached(over_plain: float, over_reference: float) -> str:
+    """Which of the two aims were reached."""
+    first, second = over_plain >= GAIN, over_reference >= SPEEDUP
+    if first and second:
+        return "both are reached"
+    if not first and not second:
+        return "neither is reached"
+    return f"the {'first' if first else 'second'} is reached, the {'second' if first else 'first'} is not"
+
+
+def every_sampler(by_training: ByTraining) -> list[str]:
+    """All samplers of all trainings."""
     rows = []
-    for objective, runs in by_objective.items():
+    for training, runs in by_training.items():
         for sampler in runs[0].rows:
             if any(sampler not in run.rows for run in runs):
                 continue
             found = cell(runs, sampler)
             numbers = [spread(found.accuracy, 1, 100), spread(found.difference, 1, 100, "+"), spread(found.speedup)]
             numbers += [spread(found.speedup_equal), spread(found.core_passes), spread(found.token_passes, 1)]
-            rows.append([objective, sampler, *numbers, spread(found.flips)])
-    reference = next(iter(by_objective.values()))[0].reference
-    headers = ["objective", "sampler", "accuracy, %", f"to {reference}, points", f"× {reference}", "× fastest equal AR"]
+            rows.append([training, sampler, *numbers, spread(found.flips)])
+    reference = next(iter(by_training.values()))[0].reference
+    headers = ["training", "sampler", "accuracy, %", f"to {reference}, points", f"× {reference}", "× fastest equal AR"]
     body = grid([*headers, "core passes", "token passes", "flips"], rows, words=2)
     return ["<details><summary>Every sampler</summary>", "", *body, "</details>", ""]
 
 
-def view(by_objective: Mapping[str, Sequence[StudyRun]]) -> list[str]:
+def view(by_training: ByTraining) -> list[str]:
     """What the sampler would meet on validation texts, and what training took."""
-    rows = []
-    for objective, runs in by_objective.items():
+    rows, plain = [], {run.seed: run.step_seconds for run in by_training.get(PLAIN, [])}
+    for training, runs in by_training.items():
         numbers = []
         for name in VIEW:
             known = [run.metrics[f"val/{name}"] for run in runs if f"val/{name}" in run.metrics]
             numbers.append(spread(mean_interval(known), 3) if known else "–")
         steps, seconds = (mean_interval([getattr(run, what) for run in runs]) for what in ("steps", "seconds"))
-        rows.append([objective, *numbers, f"{steps.value:.0f}", f"{seconds.value:.0f}"])
-    headers = ["objective", "draft right at 1", "at 2", "at 4", "flips a lane", "recurrences to settle"]
-    body = grid([*headers, "shared = per-depth KV", "steps", "seconds"], rows)
-    return ["On validation texts, at the end, and what training took:", "", *body]
+        slower = [run.step_seconds / plain[run.seed] for run in runs if run.seed in plain]
+        times = [f"{steps.value:.0f}", f"{seconds.value:.0f}", f"{mean_interval(slower).value:.2f}" if slower else "–"]
+        rows.append([training, *numbers, *times])
+    headers = ["training", "draft right at 1", "at 2", "at 4", "flips a lane", "recurrences to settle"]
+    body = grid([*headers, "shared = per-depth KV", "steps", "seconds", "step, × plain"], rows)
+    looked = next(iter(by_training.values()))[0].config["callbacks"]["sampler_view"]
+    lanes = f"windows of {looked['width']} lanes that open {looked['headway']} at a time"
+    return [f"On validation texts, at the end ({lanes}), and what training took:", "", *body]
 
 
-def section(setting: Setting, by_objective: Mapping[str, Sequence[StudyRun]]) -> str:
-    """One task, start and budget."""
-    some = next(iter(by_objective.values()))[0]
-    first = next(iter(some.rows.values()))
-    machine = first["machine"]
-    prompts = f"{first['n']} prompts a seed for accuracy, {first['speed_n']} at batch 1 for speed"
+def section(setting: Setting, by_training: ByTraining) -> str:
+    """One task and start."""
+    references = [run.rows[run.reference] for runs in by_training.values() for run in runs]
+    machine = references[0]["machine"]
+    read, timed = (" or ".join(map(str, sorted({row[name] for row in references}))) for name in ("n", "speed_n"))
+    prompts = f"{read} prompts a seed for accuracy, {timed} at batch 1 for speed"
     facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['cores']} "
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
-    name = str(setting).replace("_", " ")
-    title = f"## {name[0].upper()}{name[1:]}"
-    return "\n".join([title, "", *headline(by_objective), *view(by_objective), *every_sampler(by_objective), facts, ""])
+    starts = {run.config["init_from"] for runs in by_training.values() for run in runs}
+    if setting.start == "finetune" and len(starts) == 1:
+        start = starts.pop()
+        facts += (
+            f" All seeds start from `{start}` (`--base {setting.task} SEED {start}` of `benchmarks/df_aware.py`), so"
+        )
+        facts += " the intervals do not cover the training of that model."
+    elif setting.start == "finetune":
+        facts += " Each seed starts from a plain model of its own, trained by"
+        facts += f" `python train.py experiment=df_aware/{setting.task} seed=SEED`."
+    seeds = max(len(runs) for runs in by_training.values())
+    known = sorted(path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml") if path.stem != "weighted")
+    if absent := [name for name in known if len(by_training.get(name, [])) < seeds]:
+        facts += f" Not measured here, or on fewer seeds: {', '.join(absent)}."
+    parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
+    return "\n".join([f"## {setting}", "", *(line for part in parts for line in part), facts, ""])
 
 
 def page(runs: Sequence[StudyRun]) -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(setting, group) for setting, group in grouped(runs).items())])
+    groups = grouped(runs)
+    missing = [] if any(setting.start == "scratch" for setting in groups) else [NO_SCRATCH]
+    return "\n".join([HEAD + PICTURE, *missing, *(section(setting, group) for setting, group in groups.items())])
 
 
 def main() -> int:

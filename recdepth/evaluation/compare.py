@@ -22,19 +22,17 @@ EQUAL_DIFFERENCE = -0.005  # of mean scores, to the reference: what still counts
 EQUAL_PROMPTS = 2000  # ... over at least so many prompts
 
 
-def comparison_samplers(num_steps: int = 32) -> dict[str, Sampler]:
-    """The standard list: AR at r and at every smaller power of two, adaptive AR, diffusion forcing three times.
+def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = None) -> dict[str, Sampler]:
+    """The standard list: AR at r and at smaller depths, adaptive AR, diffusion forcing three times.
 
     Args:
         num_steps: r of the reference, which is the first, ``ar-<r>``.
+        ar_depths: the smaller depths; None for every power of two.
     """
-    depths = [num_steps]
-    power = 1 << max(num_steps - 1, 0).bit_length()
-    while power > 1:
-        power //= 2
-        if power < num_steps:
-            depths.append(power)
-    samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in depths}
+    if ar_depths is None:
+        powers = (1 << exponent for exponent in reversed(range(num_steps.bit_length())))
+        ar_depths = [power for power in powers if power < num_steps]
+    samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in (num_steps, *ar_depths)}
     samplers["adaptive"] = Adaptive(num_steps=num_steps)
     samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
     samplers["df-loose"] = DiffusionForcing(

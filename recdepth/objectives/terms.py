@@ -136,10 +136,11 @@ class WavefrontLoss:
 
     Windows of W lanes begin at random places of the answers. Everything before a window is committed: its keys are
     those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
-    ``schedule``), runs until the deep pass's r recurrences are over, and so is read out at depth ``r − o_j·r'``; in
-    every recurrence it attends to the committed keys and to the newest ones of the lanes before it. With ``a_j`` the
-    lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over open lanes with a target (times
-    ``drafts.wrong`` where the lane or one before it in the window does not hold the true token).
+    ``schedule``), runs until R = r + ``more_recurrences`` are over, with r those of the deep pass, and so is read out
+    at depth ``R − o_j·r'``; in every recurrence it attends to the committed keys and to the newest ones of the lanes
+    before it. With ``a_j`` the lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over
+    open lanes with a target (times ``drafts.wrong`` where the lane or one before it in the window does not hold the
+    true token).
 
     Gradients flow through the steps that hold the last ``backprop_depth`` recurrences.
 
@@ -151,6 +152,8 @@ class WavefrontLoss:
         momentum: η, weight of the previous embedding.
         consistency: pulls every lane to the deep pass at its position; None leaves it out.
         backprop_depth: None takes the deep pass's.
+        more_recurrences: that windows get beyond the deep pass's: where lanes open many at a time on guessed tokens,
+            the drafts before them have to come right first.
 
     Raises:
         ValueError: for values out of range.
@@ -167,8 +170,11 @@ class WavefrontLoss:
         momentum: float = 0.0,
         consistency: Consistency | None = None,
         backprop_depth: int | None = None,
+        more_recurrences: int = 0,
     ):
         problems = [] if windows >= 1 else [f"windows={windows} must be at least 1"]
+        if more_recurrences < 0:
+            problems.append(f"more_recurrences={more_recurrences} must be at least 0")
         if not 0 <= momentum < 1:
             problems.append(f"momentum={momentum} must be at least 0 and below 1")
         if backprop_depth is not None and backprop_depth < 1:
@@ -182,6 +188,7 @@ class WavefrontLoss:
         self.momentum = momentum
         self.consistency = consistency
         self.backprop_depth = backprop_depth
+        self.more_recurrences = more_recurrences
 
     def plan(
         self,
@@ -194,8 +201,8 @@ class WavefrontLoss:
         """Draw windows, openings, drafting windows and random tokens."""
         fronts = draw_fronts(batch["labels"], self.windows, generator)
         shape = (len(fronts), self.windows)
-        inner = self.schedule.inner_steps
-        opens = self.schedule.opens(shape, -(-deep.depth // inner), progress, generator)
+        inner, recurrences = self.schedule.inner_steps, deep.depth + self.more_recurrences
+        opens = self.schedule.opens(shape, -(-recurrences // inner), progress, generator)
         drafts = self.drafts or DraftExposure(share=0.0)
         replaced = None
         if drafts.random_tokens:
@@ -206,7 +213,7 @@ class WavefrontLoss:
         return Plan(
             fronts=fronts,
             opens=opens,
-            recurrences=deep.depth,
+            recurrences=recurrences,
             inner_steps=inner,
             drafting=torch.rand(shape, generator=generator) < drafts.share,
             replaced=replaced,

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
 from .style import GREY, INK, PALETTE, figure, save
 
-_MARKERS = "os^vDP*X<>"
+_MARKERS = "<>os^vDPpXhd81234*"
+
+
+FAR = 0.05  # below the best accuracy: samplers that are not drawn
 
 
 class Frontier:
@@ -48,58 +51,65 @@ class Frontier:
 
 
 def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
-    """A panel per setting: a colour per objective, a marker per sampler.
+    """A panel per setting: a colour per training, a marker per sampler.
 
     Strong, joined and with 95 % intervals over seeds: samplers that no other one beats in both speed and accuracy, on
-    the models of the same objective. The others are faint.
+    the models of the same training. The others are faint; those more than five points below the best are left out.
 
     Args:
         runs: from :func:`recdepth.reporting.study.read_run`.
         path: of the PNG.
     """
     groups = grouped(runs)
-    objectives = sorted({run.objective for run in runs}, key=lambda name: (name != PLAIN, name))
-    colours = {name: GREY if name == PLAIN else PALETTE[i % len(PALETTE)] for i, name in enumerate(objectives, -1)}
-    samplers = [
-        name
-        for name in dict.fromkeys(name for run in runs for name in run.rows)
-        if any(run.rows[name]["settings"]["name"] != "autoregressive" for run in runs if name in run.rows)
-    ]
-    markers = {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(samplers)}
+    trainings = list(dict.fromkeys(name for group in groups.values() for name in group))
+    samplers = list(dict.fromkeys(name for run in runs for name in run.rows if name != run.reference))
+    colours, markers = _colours(trainings), {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(samplers)}
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    fig, axes = figure(6.4 * columns + 2.2, 4.8 * rows, columns, rows)
+    fig, axes = figure(6.4 * columns + 2.6, 4.8 * rows, columns, rows)
     for ax in axes[len(groups) :]:
         ax.set_visible(False)
-    for ax, (setting, by_objective) in zip(axes, groups.items(), strict=False):
-        for objective, several in by_objective.items():
+    for ax, (setting, by_training) in zip(axes, groups.items(), strict=False):
+        for training, several in by_training.items():
             cells = {name: cell(several, name) for name in samplers if all(name in run.rows for run in several)}
-            _draw(ax, cells, colours[objective], markers)
-        ax.set_title(str(setting), loc="left")
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        reference = next(iter(by_objective.values()))[0].reference
-        ax.set_xlabel(f"speed-up over {reference} of the same model, batch 1")
-        ax.grid(color="#eceff1", zorder=0)
-        ax.set_axisbelow(True)
-        ax.set_ylabel("accuracy on held-out prompts")
-    handles = [axes[0].plot([], [], color=colours[name], lw=3, label=name)[0] for name in objectives]
+            _draw(ax, _near(cells), colours[training], markers)
+        _label(ax, str(setting), next(iter(by_training.values()))[0].reference)
+    handles = [axes[0].plot([], [], color=colours[name], lw=3, label=name)[0] for name in trainings]
     handles += [
         axes[0].plot([], [], color=INK, marker=markers[name], ls="", label=name, markeredgecolor="white", ms=8)[0]
         for name in samplers
     ]
     fig.legend(handles=handles, loc="outside right center", frameon=False, fontsize=10)
-    seeds = sorted({len(several) for by_objective in groups.values() for several in by_objective.values()})
-    counted = " or ".join(map(str, seeds))
-    fig.suptitle(
-        f"{counted} seeds; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK
-    )
+    seeds = sorted({len(several) for by_training in groups.values() for several in by_training.values()})
+    counted = " or ".join(map(str, seeds)) + (" seed" if seeds == [1] else " seeds")
+    fig.suptitle(f"{counted}; bars: 95 % intervals of the mean over seeds", x=0.01, ha="left", fontsize=10, color=INK)
     return save(fig, path)
 
 
+def _near(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    best = max(each.accuracy.value for each in cells.values())
+    return {name: each for name, each in cells.items() if each.accuracy.value >= best - FAR}
+
+
+def _colours(trainings: Sequence[str]) -> dict[str, str]:
+    """Greys for plain training, a colour for each other one."""
+    plain, other = iter((GREY, INK)), iter(PALETTE * 2)
+    return {name: next(plain) if name.startswith(PLAIN) else next(other) for name in trainings}
+
+
+def _label(ax: Axes, title: str, reference: str) -> None:
+    ax.set_title(title, loc="left")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.5g} %"))
+    ax.set_xlabel(f"speed-up over {reference} of the same model, batch 1")
+    ax.set_ylabel("accuracy on held-out prompts")
+    ax.grid(color="#eceff1", zorder=0)
+    ax.set_axisbelow(True)
+
+
 def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str, str]) -> None:
-    """One objective's samplers; the best of them are joined from slow to fast."""
+    """One training's samplers; the best of them are joined from slow to fast."""
     best = [name for name, each in cells.items() if not any(_beats(other, each) for other in cells.values())]
     line = sorted((cells[name].speedup.value, cells[name].accuracy.value) for name in best)
     ax.plot(*zip(*line, strict=True), color=colour, lw=1.4, zorder=2)
@@ -113,7 +123,7 @@ def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str
             yerr=[[y.value - max(y.low, 0.0)], [min(y.high, 1.0) - y.value]] if bars else None,
             fmt=markers[name],
             color=colour,
-            alpha=1.0 if name in best else 0.25,
+            alpha=1.0 if name in best else 0.4,
             markeredgecolor="white",
             ms=9 if name in best else 6,
             elinewidth=0.9,

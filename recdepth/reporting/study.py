@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -13,25 +16,24 @@ import yaml  # type: ignore[import-untyped]
 from recdepth.evaluation import Interval, mean_interval
 from recdepth.evaluation.compare import EQUAL_DIFFERENCE
 
-PLAIN = "next_token"
+PLAIN, EQUAL_TIME = "next_token", ", equal time"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs of a study have in common but for objective and seed.
+    """What runs of a study have in common but for training and seed.
 
     Attributes:
         task: the choice of ``data``.
         start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
-        budget: ``equal steps`` or ``equal time``.
     """
 
     task: str
     start: str
-    budget: str
 
     def __str__(self) -> str:
-        return f"{self.task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}, {self.budget}"
+        task = self.task.replace("_", " ").capitalize()
+        return f"{task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}"
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,25 @@ class StudyRun:
 
     Attributes:
         setting: see :class:`Setting`.
-        objective: the choice of ``objective``.
+        training: the choice of ``objective``, with "equal time" where the run had a time instead of a number of steps.
         seed: of the run.
         config: the run's configuration, unresolved.
         rows: its comparison, by sampler.
         metrics: the last value of every metric.
         seconds: of the run up to the last logged step of training, over all of its sessions where it was resumed.
         steps: optimizer steps.
+        step_seconds: median seconds of a step.
     """
 
     setting: Setting
-    objective: str
+    training: str
     seed: int
     config: Mapping[str, Any]
     rows: Mapping[str, Mapping[str, Any]]
     metrics: Mapping[str, float]
     seconds: float
     steps: int
+    step_seconds: float
 
     @property
     def reference(self) -> str:
@@ -81,17 +85,17 @@ def read_run(folder: Path) -> StudyRun:
     setting = Setting(
         task=choices["data"],
         start="finetune" if "finetune" in config["tags"] else "scratch",
-        budget="equal time" if config["trainer"]["max_time"] else "equal steps",
     )
     return StudyRun(
         setting=setting,
-        objective=choices["objective"],
+        training=choices["objective"] + (EQUAL_TIME if config["trainer"]["max_steps"] == -1 else ""),
         seed=config["seed"],
         config=config,
         rows={row["sampler"]: row for row in comparison},
         metrics=latest,
         seconds=_seconds(training),
         steps=training[-1]["step"] + 1 if training else 0,
+        step_seconds=_step_seconds(training),
     )
 
 
@@ -99,6 +103,15 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     """A resumed run's clock starts anew: the ends of all sessions add up."""
     clock = [line["seconds"] for line in lines]
     return sum(now for now, following in zip(clock, [*clock, 0.0][1:], strict=True) if following < now)
+
+
+def _step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Between two lines of training; the median leaves out the odd pair with a validation or a start between."""
+    pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(lines)]
+    rates = [
+        seconds / steps for steps, seconds in pairs if steps > 0 and seconds > 0
+    ]  # a resumed run's clock starts anew
+    return median(rates) if rates else math.nan
 
 
 def choices_of(folder: Path) -> dict[str, str]:
@@ -121,11 +134,11 @@ def _text(folder: Path, name: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A sampler on the models of one objective in one setting, over seeds; intervals are 95 %, of the mean over seeds.
+    """A sampler on the models of one training in one setting, over seeds; intervals are 95 %, of the mean over seeds.
 
     Attributes:
         seeds: how many.
-        accuracy: mean score.
+        accuracy: mean score; of a sampler with fewer prompts, what its difference to AR at r makes of that one's.
         difference: to AR at r on the same model.
         speedup: over AR at r on the same model.
         speedup_equal: over the fastest one-token-at-a-time sampler of equal accuracy on the same model.
@@ -143,14 +156,15 @@ class Cell:
 
 
 def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
-    """Runs of one objective and setting that differ in the seed."""
+    """Runs of one training and setting that differ in the seed."""
 
     def over_seeds(column: str) -> Interval:
         return mean_interval([run.rows[sampler][column] for run in runs])
 
+    accuracies = [run.rows[run.reference]["accuracy"] + run.rows[sampler]["difference"] for run in runs]
     return Cell(
         seeds=len(runs),
-        accuracy=over_seeds("accuracy"),
+        accuracy=mean_interval(accuracies),
         difference=over_seeds("difference"),
         speedup=over_seeds("speedup"),
         speedup_equal=over_seeds("speedup_equal_accuracy"),
@@ -161,21 +175,40 @@ def cell(runs: Sequence[StudyRun], sampler: str) -> Cell:
 
 
 def grouped(runs: Iterable[StudyRun]) -> dict[Setting, dict[str, list[StudyRun]]]:
-    """Runs by setting and objective, plain first, seeds in order."""
+    """Runs by setting and training, plain first, seeds in order."""
     found: dict[Setting, dict[str, list[StudyRun]]] = {}
-    order = sorted(runs, key=lambda r: (str(r.setting), r.objective != PLAIN, r.objective, r.seed))
+    order = sorted(runs, key=lambda r: (str(r.setting), not r.training.startswith(PLAIN), r.training, r.seed))
     for run in order:
-        found.setdefault(run.setting, {}).setdefault(run.objective, []).append(run)
+        found.setdefault(run.setting, {}).setdefault(run.training, []).append(run)
     return found
 
 
 def fastest_equal(runs: Sequence[StudyRun], needed: float) -> tuple[str, Cell] | None:
-    """The fastest wavefront sampler whose mean accuracy is at least ``needed`` less half a point; None if none is."""
-    wavefronts = [
+    """The fastest sampler that drafts, at equal accuracy; None if there is none.
+
+    Equal: its mean accuracy is at least ``needed`` less half a point, and that of AR at r of the same models less half
+    a point.
+    """
+    drafting = [
         name
         for name, row in runs[0].rows.items()
-        if row["settings"]["name"] in ("diffusion_forcing", "exact") and all(name in run.rows for run in runs)
+        if row["settings"]["name"] not in ("autoregressive", "adaptive") and all(name in run.rows for run in runs)
     ]
-    good = {name: cell(runs, name) for name in wavefronts}
-    good = {name: each for name, each in good.items() if each.accuracy.value >= needed + EQUAL_DIFFERENCE}
+    good = {name: cell(runs, name) for name in drafting}
+    good = {
+        name: each
+        for name, each in good.items()
+        if each.accuracy.value >= needed + EQUAL_DIFFERENCE and each.difference.value >= EQUAL_DIFFERENCE
+    }
     return max(good.items(), key=lambda pair: pair[1].speedup.value, default=None)
+
+
+def gain(ours: tuple[Sequence[StudyRun], str], base: tuple[Sequence[StudyRun], str]) -> Interval | None:
+    """How much larger the speed-up over AR at r is, seed by seed; None without a common seed.
+
+    Args:
+        ours, base: runs of a training, and the sampler.
+    """
+    theirs = {run.seed: run.rows[base[1]]["speedup"] for run in base[0]}
+    ratios = [run.rows[ours[1]]["speedup"] / theirs[run.seed] for run in ours[0] if run.seed in theirs]
+    return mean_interval(ratios) if ratios else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
@@ -19,7 +19,7 @@ from recdepth.reporting import (
     write_comparison,
     write_wavefront_page,
 )
-from recdepth.sampling import Autoregressive, Sampler
+from recdepth.sampling import Autoregressive, Exact, Sampler, Speculative
 
 from .loggers import log_html, log_image, log_table
 from .ranges import at_least_one
@@ -36,8 +36,11 @@ class Comparison:
         accuracy_prompts: prompts for accuracy, per sampler.
         speed_prompts: prompts for speed, at batch 1.
         batch_size: of the accuracy part.
-        samplers: by name, measured beside AR at r and every smaller power of two; None for the standard ones. The
-            wavefront drawn is that of the last one.
+        samplers: by name, measured beside AR at r and ``ar_depths``; None for the standard ones. The wavefront drawn
+            is that of the last one.
+        ar_depths: recurrences of further AR references; None for every power of two below ``num_steps``.
+        lossless_prompts: prompts for the accuracy of ``exact`` and ``speculative``, whose text is that of AR (the
+            agreement is logged); None for as many as the others get.
 
     Raises:
         ValueError: for values out of range.
@@ -50,23 +53,33 @@ class Comparison:
         speed_prompts: int = 24,
         batch_size: int = 64,
         samplers: Mapping[str, Sampler] | None = None,
+        ar_depths: Sequence[int] | None = None,
+        lossless_prompts: int | None = None,
     ):
         at_least_one(
             num_steps=num_steps,
             accuracy_prompts=accuracy_prompts,
             speed_prompts=speed_prompts,
             batch_size=batch_size,
+            lossless_prompts=accuracy_prompts if lossless_prompts is None else lossless_prompts,
         )
+        if wrong := [depth for depth in ar_depths or () if not 1 <= depth < num_steps]:
+            raise ValueError(f"ar_depths={wrong} must lie between 1 and num_steps={num_steps}, which is there anyway")
         self.num_steps = num_steps
         self.accuracy_prompts = accuracy_prompts
         self.speed_prompts = speed_prompts
         self.batch_size = batch_size
-        self.samplers = comparison_samplers(num_steps)
+        self.lossless_prompts = accuracy_prompts if lossless_prompts is None else lossless_prompts
+        self.samplers = comparison_samplers(num_steps, ar_depths)
         if samplers is not None:
             plain = {name: each for name, each in self.samplers.items() if isinstance(each, Autoregressive)}
             if taken := sorted(plain.keys() & samplers.keys()):
-                raise ValueError(f"samplers.{taken[0]}=… has the name of a reference, AR at a power of two; rename it")
+                raise ValueError(f"samplers.{taken[0]}=… has the name of a reference, AR at a depth; rename it")
             self.samplers = {**plain, **samplers}
+
+    def _prompts(self, sampler: Sampler) -> int:
+        lossless = isinstance(sampler, Exact | Speculative)
+        return min(self.lossless_prompts, self.accuracy_prompts) if lossless else self.accuracy_prompts
 
     def __call__(
         self,
@@ -90,7 +103,7 @@ class Comparison:
                 max_new_tokens=data.max_new_tokens,
                 stop_tokens=data.stop_tokens,
                 reference=reference,
-                accuracy_prompts=self.accuracy_prompts,
+                accuracy_prompts={name: self._prompts(each) for name, each in samplers.items()},
                 speed_prompts=self.speed_prompts,
                 batch_size=self.batch_size,
                 seed=seed,

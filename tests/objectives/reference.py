@@ -31,7 +31,18 @@ class Notebook:
 
 
 def window_loss(
-    model, ids, labels, front, opens, recurrences, seed, row=0, drafting=False, keep=1 << 30, deep_keep=1 << 30
+    model,
+    ids,
+    labels,
+    front,
+    opens,
+    recurrences,
+    seed,
+    row=0,
+    drafting=False,
+    keep=1 << 30,
+    deep_keep=1 << 30,
+    depth=None,
 ):
     """Losses and logits of one window of one row, inner_steps 1: {lane: (loss or None, logits)}.
 
@@ -39,6 +50,7 @@ def window_loss(
         ids, labels: lists, one row.
         opens: step at which each lane opens.
         keep: steps at the end that gradients flow through; ``deep_keep`` likewise for the text before.
+        depth: recurrences of the text before; None for as many as the window gets.
     """
     cache, before = Notebook(), torch.tensor([list(range(front))])
     text = list(ids)
@@ -48,9 +60,10 @@ def window_loss(
         return model.initial_state(empty, torch.tensor([row]), positions, seed)
 
     if front:
+        depth = depth or recurrences
         e, s = model.embed(torch.tensor([text[:front]]), cache, before), noise(before)
-        for step in range(recurrences):
-            s = s.detach() if step == max(0, recurrences - deep_keep) else s
+        for step in range(depth):
+            s = s.detach() if step == max(0, depth - deep_keep) else s
             s = model.recur(e, s, cache, before, 0)
         model.decode(s, cache, before)
 

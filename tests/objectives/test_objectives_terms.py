@@ -48,7 +48,17 @@ def slow_loss(model, batch, plan, **settings):
             ids, labels = (batch[name][row].tolist() for name in ("input_ids", "labels"))
             drafting = bool(plan.drafting[row, window])
             lanes = window_loss(
-                model, ids, labels, front, opens, plan.recurrences, SEED, row, drafting=drafting, **settings
+                model,
+                ids,
+                labels,
+                front,
+                opens,
+                plan.recurrences,
+                SEED,
+                row,
+                drafting=drafting,
+                depth=DEPTH,
+                **settings,
             )
             losses += [loss for loss, _ in lanes.values() if loss is not None]
             logits |= {(row, window, j): (front + j, each) for j, (loss, each) in lanes.items() if loss is not None}
@@ -61,6 +71,9 @@ TERMS = {
     "terminal keys": WavefrontLoss(SingleLanes(), windows=4),
     "independent depths": WavefrontLoss(IndependentDepths(width=4), windows=2),
     "drafts": WavefrontLoss(Staircase(width=5, headway=1), windows=2, drafts=DraftExposure(share=0.5)),
+    "deeper windows": WavefrontLoss(
+        Staircase(width=5, headway=1), windows=2, drafts=DraftExposure(share=0.5), more_recurrences=2
+    ),
 }
 
 # the reference reads what stands before a lane, so that only depths that fall can be compared;
@@ -72,8 +85,11 @@ FALLING = [name for name in TERMS if name != "independent depths"]
 @pytest.mark.parametrize("name", FALLING)
 def test_loss_and_gradient_are_those_of_one_window_at_a_time(model, batch, name, keep) -> None:
     term = TERMS[name]
-    term = WavefrontLoss(term.schedule, term.windows, term.drafts, backprop_depth=keep)
+    term = WavefrontLoss(
+        term.schedule, term.windows, term.drafts, backprop_depth=keep, more_recurrences=term.more_recurrences
+    )
     loss, plan = term_loss(model, batch, term, deep_keep=keep)
+    assert plan.recurrences == DEPTH + term.more_recurrences
     expected, _ = slow_loss(model, batch, plan, keep=keep, deep_keep=keep)
     torch.testing.assert_close(loss.sum, expected, rtol=1e-11, atol=0)
     ours, theirs = (
@@ -284,6 +300,7 @@ def test_noise_moves_the_states(model, batch) -> None:
         (lambda: Consistency(kl=0), "kl=0 and latent=0.0"),
         (lambda: WavefrontLoss(SingleLanes(), windows=0, momentum=1.0), "windows=0 must be at least 1; momentum=1.0"),
         (lambda: WavefrontLoss(SingleLanes(), backprop_depth=0), "backprop_depth=0"),
+        (lambda: WavefrontLoss(SingleLanes(), more_recurrences=-1), "more_recurrences=-1"),
     ],
 )
 def test_wrong_settings_are_named(make, message) -> None:

@@ -13,7 +13,7 @@ from benchmarks import df_aware as driver
 from recdepth import checks, run
 from recdepth.evaluation import mean_interval
 from recdepth.reporting.frontier import Frontier
-from recdepth.reporting.study import Setting, cell, fastest_equal, grouped, read_run
+from recdepth.reporting.study import Setting, cell, fastest_equal, gain, grouped, read_run
 from recdepth.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,15 +46,21 @@ def row(name, kind, accuracy, speedup, **more):
     }
 
 
-def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_time=None) -> Path:
+def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8) -> Path:
     folder.mkdir(parents=True)
-    config = {"tags": list(tags), "seed": seed, "trainer": {"max_time": max_time}}
+    config = {"tags": list(tags), "seed": seed, "trainer": {"max_steps": max_steps}, "init_from": "shipped"}
+    config["callbacks"] = {"sampler_view": {"width": 16, "headway": 8}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "choices.yaml").write_text(yaml.safe_dump({"data": "word_problems", "objective": objective}))
     rows = [row("ar-32", "autoregressive", 0.9, 1.0), row("df-r1", "diffusion_forcing", 0.9, 4.0 + fast + seed)]
-    rows.append(row("df-h4", "diffusion_forcing", 0.5, 9.0))
+    rows += [row("df-h4", "diffusion_forcing", 0.5, 9.0), row("exact", "exact", 0.9, 2.0)]
     (folder / "comparison.json").write_text(json.dumps(rows))
-    lines = [{"step": 3, "seconds": 5.0, "train/loss": 1.0}, {"step": 7, "seconds": 2.0, "train/loss": 0.5}]
+    slow = 1.5 if objective == "aware" else 1.0
+    lines = [
+        {"step": 1, "seconds": 5.0 - 1.0 * slow, "train/loss": 1.0},
+        {"step": 3, "seconds": 5.0, "train/loss": 1.0},
+    ]
+    lines.append({"step": 7, "seconds": 2.0, "train/loss": 0.5})
     lines.append({"step": 8, "seconds": 3.0, "val/kv_agreement": 0.75})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
@@ -65,30 +71,38 @@ def runs(tmp_path) -> Path:
     for seed in range(3):
         write(tmp_path / f"plain{seed}", "next_token", seed, 0.0)
         write(tmp_path / f"aware{seed}", "aware", seed, 4.0)
-    write(tmp_path / "tuned", "aware", 0, 1.0, tags=["df_aware", "finetune"], max_time="00:00:02:00")
+    write(tmp_path / "longer", "next_token", 1, 1.0, max_steps=-1)
+    write(tmp_path / "tuned", "aware", 0, 1.0, tags=["df_aware", "finetune"])
     (tmp_path / "unfinished").mkdir()
     return tmp_path
 
 
 def test_a_run_is_read_and_its_sessions_add_up(runs) -> None:
     found = read_run(runs / "plain1")
-    assert found.setting == Setting("word_problems", "scratch", "equal steps")
-    assert (found.objective, found.seed, found.steps, found.seconds) == ("next_token", 1, 8, 7.0)
+    assert found.setting == Setting("word_problems", "scratch")
+    assert (found.training, found.seed, found.steps, found.seconds) == ("next_token", 1, 8, 7.0)
+    assert read_run(runs / "aware0").step_seconds == 0.75
     assert found.metrics["val/kv_agreement"] == 0.75 and found.reference == "ar-32"
-    assert read_run(runs / "tuned").setting == Setting("word_problems", "finetune", "equal time")
+    assert read_run(runs / "tuned").setting == Setting("word_problems", "finetune")
+    assert read_run(runs / "longer").training == "next_token, equal time"
     with pytest.raises(ValueError, match=r"unfinished lacks config.yaml"):
         read_run(runs / "unfinished")
 
 
 def test_seeds_are_averaged_and_the_fastest_equal_sampler_is_found(runs) -> None:
     groups = grouped(read_run(path.parent) for path in runs.glob("*/comparison.json"))
-    scratch = groups[Setting("word_problems", "scratch", "equal steps")]
-    assert list(scratch) == ["next_token", "aware"] and [r.seed for r in scratch["aware"]] == [0, 1, 2]
+    scratch = groups[Setting("word_problems", "scratch")]
+    assert list(scratch) == ["next_token", "next_token, equal time", "aware"] and [
+        r.seed for r in scratch["aware"]
+    ] == [0, 1, 2]
     found = cell(scratch["next_token"], "df-r1")
     assert found.speedup.value == 5.0 and found.speedup.low == pytest.approx(5 - 4.302653 / math.sqrt(3), abs=1e-5)
     name, best = fastest_equal(scratch["aware"], 0.9)
     assert name == "df-r1" and best.speedup.value == 9.0  # df-h4 is faster and wrong
     assert fastest_equal(scratch["aware"], 0.95) is None
+    over = gain((scratch["aware"], "df-r1"), (scratch["next_token"], "df-r1"))
+    assert over.value == pytest.approx((8 / 4 + 9 / 5 + 10 / 6) / 3)  # seed by seed
+    assert gain((scratch["aware"][:1], "df-r1"), (scratch["next_token, equal time"], "df-r1")) is None
     alone = mean_interval([2.0])
     assert alone.value == 2.0 and math.isnan(alone.low)
 
@@ -97,10 +111,12 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     page = script("docs/update_df_aware.py").page(
         [read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))]
     )
-    assert "## Word problems, from scratch, equal steps" in page and "fine-tuned, equal time" in page
+    assert "## Word problems, from scratch\n" in page and "## Word problems, fine-tuned\n" in page
     line = next(line for line in page.splitlines() if line.startswith("| aware | 3 |"))
-    assert line.endswith("| 1.80 |")  # 9 over 5
+    assert line.endswith("| 1.82 ± 0.42 | 1.50 |")  # 8/4, 9/5 and 10/6; of seed 1 alone 9/6
     assert "9.00 ± 2.48" in line and "nan" not in page
+    assert "**aware** decodes 9.00 ± 2.48 times" in page and "by the means, the first is reached" in page
+    assert "over the same on plain training: exact 1.00 ± 0.00 times as fast" in page
     assert "No plain runs" in page
 
 
@@ -123,10 +139,14 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     monkeypatch.setattr("sys.argv", ["df_aware.py", "--list", *arguments])
     assert driver.main() == 0
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == 4 + 2 * len(driver.OBJECTIVES) and all(line.endswith("to do") for line in listed)
-    assert listed[0].startswith("[1/20] word_problems-scratch-steps-next_token-0:")
+    assert len(listed) == 4 + len(driver.OBJECTIVES) and all(line.endswith("to do") for line in listed)
+    assert listed[0].startswith("[1/12] word_problems-scratch-next_token-0:")
+    arguments += ["--starts", "finetune", "--budgets", "time", "--base", "word_problems", "0", "somewhere"]
+    monkeypatch.setattr("sys.argv", ["df_aware.py", "--list", *arguments])
+    assert driver.main() == 0
+    assert capsys.readouterr().out == "[1/1] word_problems-finetune-next_token-time-0: to do\n"
 
-    made = driver.Run("word_problems-finetune-steps-aware-0", ("seed=0",))
+    made = driver.Run("word_problems-finetune-aware-0", ("seed=0",))
     folder = made.folder(tmp_path)
     assert not any(word.startswith("resume=") for word in made.command(tmp_path))
     (folder / "checkpoints").mkdir(parents=True)
@@ -135,13 +155,17 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     (folder / ".hydra").mkdir()
     choices = {"data": "word_problems", "objective": "aware", "experiment": "df_aware/word_problems_finetune", "x": 1}
     (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}}))
-    config = {"tags": [], "seed": 0, "trainer": {"max_time": None}}
+    config = {"tags": [], "seed": 0, "trainer": {"max_steps": 3}}
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / ".hydra" / "provenance.json").write_text('{"torch": "2", "command": ["secret/path"]}')
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "seconds": 61.5, "train/loss": 0.1}))
     (folder / "comparison.json").write_text(json.dumps([row("ar-32", "autoregressive", 1.0, 1.0)]))
     assert made.finished(tmp_path)
+    timed = driver.Run("plain", ("seed=0",), as_long_as=(made.name,)).command(tmp_path)
+    assert "trainer.max_steps=-1" in timed and "trainer.max_time='00:00:01:02'" in timed  # no less
+    with pytest.raises(ValueError, match="nowhere lacks config.yaml"):
+        driver.Run("plain", (), as_long_as=("nowhere",)).command(tmp_path)
     monkeypatch.setattr(driver, "DATA", tmp_path / "kept")
     driver.keep(folder)
-    assert read_run(tmp_path / "kept" / made.name).objective == "aware" == read_run(folder).objective
+    assert read_run(tmp_path / "kept" / made.name).training == "aware" == read_run(folder).training
     assert "secret" not in (tmp_path / "kept" / made.name / "provenance.json").read_text()

@@ -16,7 +16,8 @@ QUICK = ["callbacks=checkpoint", "logger=none", "trainer.limit_val_batches=1", "
 
 
 def test_a_run_logs_the_view_and_its_terms(tiny, tmp_path) -> None:
-    run.train(tiny("objective=aware", "callbacks.sampler_view.depths=[1,3]", "optimized_metric=val/kv_agreement"))
+    terms = ["objective=aware", "objective.weights.depth_consistency=0.1"]
+    run.train(tiny(*terms, "callbacks.sampler_view.depths=[1,3]", "optimized_metric=val/kv_agreement"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     known = set().union(*lines)
     names = {"draft_accuracy_depth_1", "draft_accuracy_depth_3", "flips_per_token", "recurrences_to_convergence"}
@@ -87,9 +88,9 @@ def test_a_fine_tune_is_compared_by_the_studys_samplers(composed, trained, tmp_p
     run.train(composed("experiment=df_aware/word_problems_finetune", "objective=aware", f"init_from={trained}", *size))
     rows = json.loads((tmp_path / "run" / "comparison.json").read_text())
     names = [row["sampler"] for row in rows]
-    assert names[:3] == ["ar-4", "ar-2", "ar-1"] and {"df-paper", "df-r1-h4-early", "exact-h2"} <= set(names)
+    assert names[:3] == ["ar-4", "ar-2", "ar-1"] and {"df-paper", "df-h4-early", "exact", "speculative"} <= set(names)
     assert "df-headway" not in names
-    bold = next(row["settings"] for row in rows if row["sampler"] == "df-r1-h4-early")
+    bold = next(row["settings"] for row in rows if row["sampler"] == "df-h4-early")
     assert (bold["headway"], bold["inner_steps"], bold["num_steps"]) == (4, 1, 4)
 
 

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.data import PointerChase, TaskData, WordProblems
 from recdepth.objectives import NextToken
-from recdepth.sampling import Autoregressive, DiffusionForcing
+from recdepth.sampling import Autoregressive, DiffusionForcing, Exact
 from recdepth.training import (
     Constant,
     Curriculum,
@@ -264,7 +264,7 @@ def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, st
 
     monkeypatch.setattr("recdepth.training.comparison.compare", lambda *args, **kwargs: [])
     monkeypatch.setattr(
-        "recdepth.training.comparison.comparison_samplers", lambda _: {"df-headway": Drafts(num_steps=4)}
+        "recdepth.training.comparison.comparison_samplers", lambda *_: {"df-headway": Drafts(num_steps=4)}
     )
     monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
     monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
@@ -272,3 +272,28 @@ def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, st
     Comparison(num_steps=2, accuracy_prompts=2, speed_prompts=2)(model, data, tmp_path, [], 0)
     assert (tmp_path / "wavefront.png").exists() is (tmp_path / "wavefront.html").exists() is drawn
     assert ("No wavefront" in caplog.text) is not drawn
+
+
+def test_a_comparison_measures_the_depths_and_prompts_asked_for(tmp_path, monkeypatch) -> None:
+    data = word_problems()
+    data.max_new_tokens = 3
+    asked = {}
+
+    def compare(model, samplers, items, score, **settings):
+        asked.update(settings["accuracy_prompts"], items=len(items))
+        return []
+
+    monkeypatch.setattr("recdepth.training.comparison.compare", compare)
+    monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
+    monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
+    settings = {"num_steps": 4, "accuracy_prompts": 3, "speed_prompts": 2}
+    samplers = {"sure": Exact(num_steps=4), "fast": DiffusionForcing(num_steps=4)}
+    Comparison(**settings, samplers=samplers, ar_depths=[3], lossless_prompts=2)(
+        module(data).model, data, tmp_path, [], 0
+    )
+    assert asked == {"ar-4": 3, "ar-3": 3, "sure": 2, "fast": 3, "items": 3}
+    assert list(Comparison(**settings, samplers=samplers).samplers) == ["ar-4", "ar-2", "ar-1", "sure", "fast"]
+    with pytest.raises(ValueError, match=r"ar_depths=\[4\] must lie between 1 and num_steps=4"):
+        Comparison(**settings, ar_depths=[2, 4])
+    with pytest.raises(ValueError, match="lossless_prompts=0 must be at least 1"):
+        Comparison(**settings, lossless_prompts=0)
