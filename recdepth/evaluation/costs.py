@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from recdepth.models import Buffers
-from recdepth.models.compilation import CompiledSeams
 
 from .speed import wait
 
-#: What a sampler calls; ``refine`` is the other three in one compiled graph (a model's own calls them one by one).
+#: What a sampler calls; ``refine`` is the other three in one.
 SEAMS = ("embed", "recur", "decode", "refine")
 
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
@@ -32,9 +31,7 @@ def wrapped_seams(seams: Sequence[Any], wrap: Wrap) -> Iterator[None]:
         seams: the objects whose attributes the sampler calls: the model, and its compiled seams if it uses them.
         wrap: (name, seam) -> what to call instead.
     """
-    places = [
-        (owner, name) for owner in seams for name in SEAMS if name != "refine" or isinstance(owner, CompiledSeams)
-    ]
+    places = [(owner, name) for owner in seams for name in SEAMS]
     own = [vars(owner).get(name) for owner, name in places]
     try:
         for owner, name in places:
@@ -54,7 +51,7 @@ class Shares:
 
     Attributes:
         core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
-        fused: inside graphs of all three.
+        fused: inside ``refine``, all three at once.
         bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
         seconds: what the call took, waits for the device around every seam included.
     """

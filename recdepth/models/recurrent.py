@@ -200,7 +200,8 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
         span = self._as_span(positions, cache)
         at = torch.arange(len(span.positions), device=input_ids.device)[:, None], span.positions
         tail = span.tail(span.positions.shape[1] - input_ids.shape[1])
-        buffers.embedded[at[0], tail.positions] = self.embed(input_ids, cache, tail)
+        seams = type(self)  # not the instance's own, which may be compiled for training, or watched
+        buffers.embedded[at[0], tail.positions] = seams.embed(self, input_ids, cache, tail)
         e = buffers.embedded[at]
         if buffers.mixed is not None:
             assert weight is not None, "mixed embeddings need a weight"
@@ -208,9 +209,9 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             buffers.mixed[at] = e
         s = before = (buffers.states if buffers.initial is None else buffers.initial)[at]
         for step in range(steps):
-            s = self.recur(e, s, cache, span, depth + step)
+            s = seams.recur(self, e, s, cache, span, depth + step)
         buffers.states[at] = s
-        return self.decode(s, cache, span), None if score is None else score(s, before)
+        return seams.decode(self, s, cache, span), None if score is None else score(s, before)
 
     def span(
         self,

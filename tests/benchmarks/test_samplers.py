@@ -187,7 +187,7 @@ def test_graphs_of_all_seams_are_timed_and_their_passes_recorded(monkeypatch, sa
         found = time_shares(seams, lambda: sampler(model, [[1, 2, 3]], max_new_tokens=6), torch.device("cpu"))
         assert replay(passes, torch.device("cpu")) > 0
     assert len(passes) == stats.core_passes + stats.prefill_passes
-    assert found.fused > 0.2
+    assert found.fused > 0.02
     assert found.core + found.embed + found.decode + found.fused + found.bookkeeping == pytest.approx(1)
 
 

@@ -170,7 +170,7 @@ def test_the_command_takes_the_shape_of_a_checkpoint(tmp_path, capsys):
     assert command.main(words) == 0
     shown = capsys.readouterr().out
     assert "3 that gradients flow through" in shown
-    assert "Not counted: what objective.weights adds (drafts, depth_consistency)." in shown
+    assert "Not counted: what objective.weights adds (drafts)." in shown
     assert command.main(["model=tiny", "trainer=bf16"]) == 0
     assert "64 a token" in capsys.readouterr().out
 
