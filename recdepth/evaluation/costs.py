@@ -17,8 +17,8 @@ from recdepth.models import Buffers
 
 from .speed import wait
 
-#: What a sampler calls; ``refine`` is the other three in one.
-SEAMS = ("embed", "recur", "decode", "refine")
+#: What a sampler calls; ``refine`` and ``draft`` are the other three in one.
+SEAMS = ("embed", "recur", "decode", "refine", "draft")
 
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
@@ -51,7 +51,7 @@ class Shares:
 
     Attributes:
         core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
-        fused: inside ``refine``, all three at once.
+        fused: inside ``refine`` and ``draft``, all three at once.
         bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
         seconds: what the call took, waits for the device around every seam included.
     """
@@ -93,7 +93,8 @@ def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.
         seconds = time.perf_counter() - began
     shares = {name: spent[name] / seconds for name in SEAMS}
     rest = max(0.0, 1 - sum(shares.values()))
-    return Shares(shares["recur"], shares["embed"], shares["decode"], shares["refine"], rest, seconds)
+    fused = shares["refine"] + shares["draft"]
+    return Shares(shares["recur"], shares["embed"], shares["decode"], fused, rest, seconds)
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,12 @@ class Span:
     length: int
 
     def part(self, begin: int, end: int) -> Span:
-        """Some of the places, adjacent ones of a span with a start; keys behind the last of them are left out."""
-        assert self.start is not None
-        length = self.start + end
+        """Some of the places, adjacent ones; of a span with a start, keys behind the last of them are left out."""
         positions, rotary = self.positions[:, begin:end], (self.cos[:, begin:end], self.sin[:, begin:end])
-        mask = None
+        if self.start is None:
+            assert self.mask is not None
+            return Span(positions, *rotary, self.mask[:, :, begin:end], False, None, self.length)
+        length, mask = self.start + end, None
         if end - begin > 1:
             keys = torch.arange(length, device=positions.device)
             mask = self.mask[:, :, begin:end, :length] if self.mask is not None else keys <= positions[:, None, :, None]
@@ -297,7 +298,7 @@ class CacheRows:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a model's ``refine`` works on, [batch, position, dim] each.
+    """What a model's ``refine`` and ``draft`` work on, [batch, position, dim] each.
 
     Attributes:
         states: the lanes' states.
@@ -310,3 +311,13 @@ class Buffers:
     embedded: Tensor
     mixed: Tensor | None = None
     initial: Tensor | None = None
+
+    @property
+    def given(self) -> tuple[bool, bool]:
+        """Whether there are mixed embeddings, and initial states."""
+        return self.mixed is not None, self.initial is not None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those there are, in their order."""
+        return [x for x in (self.states, self.embedded, self.mixed, self.initial) if x is not None]

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .cache import Buffers, Depth, KVCache, Span
+from .products import call_without_python
+from .refinement import Pick
 
 if TYPE_CHECKING:
     from .recurrent import RecurrentDepthForCausalLM
@@ -73,6 +75,9 @@ class Seams(Protocol):
 
     @property
     def refine(self) -> Callable[..., tuple[Tensor, Tensor | None]]: ...
+
+    @property
+    def draft(self) -> Callable[..., Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -151,12 +156,24 @@ class CompiledSeams:
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
         """As the model's, in one graph."""
-        apart = cache.kv == "per_depth"
-        given = tuple(x is not None for x in (buffers.mixed, buffers.initial))
-        graph = _Graph("refine", 0, steps, ids.shape[1], apart, given, score)
-        more = [x for x in (buffers.mixed, buffers.initial, weight) if x is not None]
-        inputs = (ids, buffers.states, buffers.embedded, *more)
+        graph = _Graph("refine", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, score)
+        inputs = (ids, *buffers.tensors, *([] if weight is None else [weight]))
         return self._call(graph, inputs, cache, places, cache.slots("refine", depth, steps))
+
+    def draft(
+        self,
+        ids: Int[Tensor, "batch 1"],
+        buffers: Buffers,
+        cache: KVCache,
+        places: Places,
+        steps: int,
+        pick: Pick,
+        noise: Float[Tensor, "batch time vocab"] | None = None,
+    ) -> Int[Tensor, "batch time"]:
+        """As the model's, in one graph."""
+        graph = _Graph("draft", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, pick)
+        inputs = (ids, *buffers.tensors, *([] if noise is None else [noise]))
+        return self._call(graph, inputs, cache, places, cache.slots("refine", 0, steps))
 
     def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()
@@ -183,10 +200,11 @@ class _Graph:
     """What a graph does, apart from shapes.
 
     Attributes:
-        seam: embed, recur, decode, or refine (all three).
+        seam: embed, recur, decode, or refine and draft (all three).
         keep: of ``decode``: logits of the last so many places only; 0 for all.
-        steps, tail, apart, given, score: of ``refine``: recurrences, lanes that are embedded, whether recurrences have
-            slots of their own, whether there are mixed embeddings and initial states, and what scores the states.
+        steps, tail, apart, given: of ``refine`` and ``draft``: recurrences, lanes that are embedded at once, whether
+            recurrences have slots of their own, and whether there are mixed embeddings and initial states.
+        function: what scores the states of ``refine``, or picks the tokens of ``draft``.
         own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
     """
 
@@ -196,7 +214,7 @@ class _Graph:
     tail: int = 0
     apart: bool = False
     given: tuple[bool, ...] = ()
-    score: Callable[[Tensor, Tensor], Tensor] | None = None
+    function: Callable[..., Tensor] | None = None
     own_depths: tuple[int, ...] = ()
 
 
@@ -205,6 +223,7 @@ def _compiled(name: str, device: torch.device) -> Callable[..., Any]:
     code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
     run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
+    call_without_python()
     options["cpp_wrapper"] = device.type == "cpu"  # a graph's calls take as long as the work of one lane, from Python
     return torch.compile(run, dynamic=False, fullgraph=True, options=options)
 
@@ -239,8 +258,10 @@ def _run(
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
     cache = _SomeSlots(*stores, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
     buffers = Buffers(states, embedded, mixed, initial)
-    weight = more[0] if more else None
-    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, weight, graph.score)
+    last = more[0] if more else None
+    if graph.seam == "draft":
+        return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.function, last)
+    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, last, graph.function)
 
 
 class _SomeSlots:

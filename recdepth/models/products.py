@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 #: Multiply-adds from which oneDNN's product is the faster one: it lays the weight out anew at every call.
-LARGE = 2_000_000
+LARGE = 1_200_000
 #: Whether wide float32 products go to oneDNN: MKL, PyTorch's usual choice, leaves AVX-512 unused on some CPUs that
 #: have it (benchmarks/products.py measures both).
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -68,3 +69,16 @@ _library.define("product(Tensor x, Tensor weight) -> Tensor")
 _library.impl("product", _product, "CPU")
 torch.library.register_fake("recdepth::product", _fake, lib=_library)
 torch.library.register_autograd("recdepth::product", _gradients, setup_context=_keep, lib=_library)
+
+
+@cache
+def call_without_python() -> None:
+    """Let compiled graphs call the product from C++; they call an operator that is written in Python by Python."""
+    from torch._inductor.ir import TensorBox
+    from torch._inductor.lowering import register_lowering
+    from torch._inductor.mkldnn_ir import LinearUnary
+
+    def product(x: TensorBox, weight: TensorBox) -> TensorBox:
+        return TensorBox.create(LinearUnary.create(x, weight, None, "none", [], ""))
+
+    register_lowering(torch.ops.recdepth.product, type_promotion_kind=None)(product)

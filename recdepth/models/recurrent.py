@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .cache import Buffers, Cache, Depth, KVCache, KVPolicy, Span
+from .cache import Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
 from .generation import RecurrentGenerationMixin
@@ -23,6 +22,7 @@ from .hf_cache import RecurrentCache, positions_of
 from .layers import Attention, Block, GatedMLP, RMSNorm, rope_table
 from .products import Linear
 from .randomness import STATE, truncated_normal
+from .refinement import RefinementMixin
 
 
 @dataclass
@@ -42,7 +42,7 @@ class RecurrentDepthOutput(ModelOutput):
     past_key_values: RecurrentCache | None = None
 
 
-class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # type: ignore[misc]
+class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTrainedModel):  # type: ignore[misc]
     """A language model whose core block is applied ``num_steps`` times.
 
     ``forward`` loops over four public seams, ``embed``, ``initial_state``, ``recur`` and ``decode``, which samplers and
@@ -170,48 +170,6 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, PreTrainedModel):  # t
             x = self.norm(x)
         logits = self.head(x)
         return logits if logits.dtype == torch.float64 else logits.float()
-
-    def refine(
-        self,
-        input_ids: Int[Tensor, "batch tail"],
-        buffers: Buffers,
-        cache: Cache,
-        positions: Tensor | Span,
-        depth: int = 0,
-        steps: int = 1,
-        weight: Float[Tensor, "batch time 1"] | None = None,
-        score: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
-        """The seams one after the other, on buffers by position: embed, mix, some recurrences, read out.
-
-        Args:
-            input_ids: tokens of the last so many lanes, which are embedded anew.
-            buffers: where the lanes' states and embeddings are read and written.
-            cache: keys and values of earlier positions.
-            positions: logical positions of all lanes, or their span.
-            depth: recurrences that the states have had.
-            steps: recurrences that they get.
-            weight: with ``buffers.mixed``, weight of the present embedding against the mixed one.
-            score: of the states after and before.
-
-        Returns:
-            logits as :meth:`decode`, and the score.
-        """
-        span = self._as_span(positions, cache)
-        at = torch.arange(len(span.positions), device=input_ids.device)[:, None], span.positions
-        tail = span.tail(span.positions.shape[1] - input_ids.shape[1])
-        seams = type(self)  # not the instance's own, which may be compiled for training, or watched
-        buffers.embedded[at[0], tail.positions] = seams.embed(self, input_ids, cache, tail)
-        e = buffers.embedded[at]
-        if buffers.mixed is not None:
-            assert weight is not None, "mixed embeddings need a weight"
-            e = torch.lerp(buffers.mixed[at], e, weight)
-            buffers.mixed[at] = e
-        s = before = (buffers.states if buffers.initial is None else buffers.initial)[at]
-        for step in range(steps):
-            s = seams.recur(self, e, s, cache, span, depth + step)
-        buffers.states[at] = s
-        return seams.decode(self, s, cache, span), None if score is None else score(s, before)
 
     def span(
         self,

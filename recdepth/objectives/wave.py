@@ -196,14 +196,16 @@ class WaveRun:
     def _guess(self, number: int) -> None:
         """Tokens for lanes that open together with the one before them, which has drafted nothing: looked up."""
         fresh = self.opens == number
-        guessed = (fresh[..., 1:] & fresh[..., :-1] & self.plan.drafting.to(fresh.device)[..., None]).cpu().numpy()
-        if not guessed.any():
+        together = fresh[..., 1:] & fresh[..., :-1] & self.plan.drafting.to(fresh.device)[..., None]
+        guessed = together.flatten(0, 1).cpu().numpy()
+        which = np.nonzero(guessed.any(1))[0]
+        if not len(which):
             return
         text, positions = self.text.flatten(0, 1).cpu().numpy(), self.positions.flatten(0, 1).cpu().numpy()
-        for lane in np.nonzero(guessed.any((0, 1)))[0] + 1:
-            which = guessed[..., lane - 1].ravel()
-            at = positions[which, lane]
-            text[np.nonzero(which)[0], at] = look_up(text[which], at)
+        count = guessed[which].sum(1)
+        first = positions[which, guessed[which].argmax(1) + 1]
+        row, ahead = np.nonzero(np.arange(max(count.tolist())) < count[:, None])
+        text[which[row], first[row] + ahead] = look_up(text[which], first, max(count.tolist()))[row, ahead]
         self.text = torch.from_numpy(text).to(self.text.device).view_as(self.text)
 
     def _embed(self, tokens: LaneInts, age: LaneInts, span: Span) -> Tensor:

@@ -304,21 +304,27 @@ class Front:
         room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
         # the first new lane's token was proposed by the lane before it; those of further ones are guessed
-        for ahead in range(1, int((width - self.width).max(initial=0)) if headway.max(initial=0) > 1 else 1):
-            position = np.minimum(self.front + self.width + ahead, self.capacity)
-            fresh = position < self.front + width
-            self.tokens[fresh, position[fresh]] = look_up(self.tokens, position)[fresh]
+        most = int((width - self.width).max(initial=0)) - 1
+        if most > 0:
+            first = np.minimum(self.front + self.width + 1, self.capacity)
+            places = first[:, None] + np.arange(most)
+            row, ahead = np.nonzero(places < (self.front + width)[:, None])
+            self.tokens[row, places[row, ahead]] = look_up(self.tokens, first, most)[row, ahead]
         self.width = width  # depth and age are 0 where no lane has been before
 
 
-def look_up(tokens: Int[np.ndarray, "rows places"], position: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+def look_up(
+    tokens: Int[np.ndarray, "rows places"], position: Int[np.ndarray, " rows"], count: int = 1
+) -> Int[np.ndarray, "rows count"]:
     """What followed the last time that each row's text held the two tokens (else the one) before a position.
 
-    Prompt-lookup drafting; where the last token is new to the text, it is repeated.
+    Prompt-lookup drafting. What followed is repeated where it is shorter than asked; where the last token is new to
+    the text, that one is.
 
     Args:
         tokens: texts; only what stands before the position is read. One spare place at the end.
         position: at least 1, one for each row.
+        count: tokens asked for.
     """
     rows, capacity = np.arange(len(position)), tokens.shape[1] - 1
     last, before = tokens[rows, position - 1], tokens[rows, position - 2]
@@ -328,4 +334,5 @@ def look_up(tokens: Int[np.ndarray, "rows places"], position: Int[np.ndarray, " 
     both[:, 0] = False
     both[:, 1:] &= tokens[:, :-3] == before[:, None]
     at = ((same.astype(np.int64) + both) * capacity + places * same).argmax(1)
-    return np.where(same[rows, at], tokens[rows, at + 1], last)
+    behind = np.where(same[rows, at], at + 1, position - 1)[:, None]
+    return tokens[rows[:, None], behind + np.arange(count) % (position[:, None] - behind)]

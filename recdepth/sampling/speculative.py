@@ -34,7 +34,8 @@ class Speculation(Wavefront):
 
     def __init__(self, *wavefront: Any):
         super().__init__(*wavefront)
-        self._look = 1 if self._device.type == "cpu" else 8  # drafts between two looks for stop tokens, which wait
+        # drafts between two looks for stop tokens: a look waits for the device, a graph of several saves calls
+        self._stride = 4 if self.policy.compile else 1 if self._device.type == "cpu" else 8
 
     @property
     def _prefills(self) -> bool:
@@ -51,12 +52,14 @@ class Speculation(Wavefront):
         if lanes.start == 0:  # lanes see lanes alone
             span = self.seams.span(place.positions, self.cache, start=0, length=lanes.width)
         e, s = place.read(self.embedded), place.read(self.states)
+        checking = True  # until all drafts agree at some depth
         for below, depth in zip((first, *stages), stages, strict=False):
             for d in range(below, depth):
                 s = self._count(self.seams.recur(e, s, self.cache, span, d), lanes.active)
-            if depth < self.policy.num_steps:
+            if checking and depth < self.policy.num_steps:
                 place.write(self.states, s)
-                if self._agree(lanes, known - 1, depth):
+                checking = self._agree(lanes, known - 1, depth)
+                if checking:
                     e, s = place.read(self.embedded), place.read(self.states)
         self.stats.readouts += int(lanes.active.sum())
         chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
@@ -86,19 +89,24 @@ class Speculation(Wavefront):
         last = lane.rows, self._upload(known[:, None] - 1)
         tokens = self.choose(self.seams.decode(s, self.cache, span)[last], self._streams, span.positions[last] + 1)
         self.stats.readouts += int(wanted.sum())
-        buffers, drafts = replace(self._buffers(), initial=self.fresh_states), []
-        at, end, going = self.front.front + known, self.front.front + self.front.width, lanes.active[:, 0]
-        for ahead in range(most):
-            drafts.append(tokens)
-            if ahead % self._look == 0:  # whether any row goes on
-                going = going & ~self.front.stop_in(torch.cat(drafts[-self._look :], dim=1).cpu().numpy())[:, 0]
-                if not going.any():
-                    break
-            active = going & (at + ahead < end)
-            lane, span = self._place(np.where(active, at + ahead, -1)[:, None])
-            logits, _ = self.seams.refine(tokens, buffers, self.cache, span, steps=depth)
-            tokens = self.choose(logits, self._streams, span.positions + 1)
-            self.stats.core_passes += depth
+        buffers, drafts = replace(self._buffers(), initial=self.fresh_states), [tokens]
+        going, end = lanes.active[:, :1], (self.front.front + self.front.width)[:, None]
+        at = (self.front.front + known)[:, None]
+        for ahead in range(0, most, self._stride):
+            going = going & ~self.front.stop_in(drafts[-1].cpu().numpy())
+            if not going.any():
+                break
+            count = self._stride if self.policy.compile else min(self._stride, most - ahead)
+            positions = at + ahead + np.arange(count)
+            active = going & (positions < end)
+            lane, span = self._place(np.where(active, positions, -1))
+            noise = self.choose.noise(self._streams, span.positions + 1, self.model.config.vocab_size)
+            drafts.append(
+                self.seams.draft(
+                    drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, pick=self.choose.pick, noise=noise
+                )
+            )
+            self.stats.core_passes += depth * int(active.any(0).sum())
             self.stats.token_passes += depth * int(active.sum())
             self.stats.readouts += int(active.sum())
         return torch.cat(drafts, dim=1).cpu().numpy()

@@ -72,10 +72,38 @@ class TokenChooser:
             rows: random-stream ids.
             positions: the positions that the tokens are for.
         """
+        return self.pick(logits, self.noise(rows, positions, logits.shape[-1]))
+
+    def noise(
+        self, rows: Int[Tensor, " batch"], positions: Int[Tensor, "batch lanes"], vocabulary: int
+    ) -> Float[Tensor, "batch lanes vocab"] | None:
+        """The Gumbel draws of these places; None for greedy choice."""
         if self.temperature == 0:
+            return None
+        return gumbel(self.seed, TOKEN, rows[:, None], positions, count=vocabulary)
+
+    @property
+    def pick(self) -> TokenPick:
+        """The choice itself, which knows no seed: compiled graphs are kept by it."""
+        return TokenPick(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True)
+class TokenPick:
+    """From logits and noise to tokens; settings as in :class:`TokenChooser`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+    def __call__(
+        self, logits: Float[Tensor, "batch lanes vocab"], noise: Float[Tensor, "batch lanes vocab"] | None
+    ) -> Int[Tensor, "batch lanes"]:
+        """The likeliest tokens, or with noise those of a sample."""
+        if noise is None:
             return logits.argmax(-1)
         kept = self._warpers()(None, logits.flatten(0, 1))  # type: ignore[arg-type]  # these warpers look at scores only
-        noise = gumbel(self.seed, TOKEN, rows[:, None], positions, count=logits.shape[-1])
         return (kept.view_as(logits) + noise).argmax(-1)
 
     def _warpers(self) -> LogitsProcessorList:

@@ -1,6 +1,7 @@
 """compile=true: the same tokens through padded widths, bucketed keys and static caches; and without a compiler."""
 
 import logging
+import operator
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,8 +82,12 @@ def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
     with as_if_compiled():
         compiled = replace(sampler, compile=True)(model, prompts, **call, batch_size=batch_size)
     assert compiled.tokens == eager.tokens
-    for name in ("core_passes", "prefill_passes", "token_passes", "readouts", "committed", "widest", "flips"):
+    for name in ("prefill_passes", "committed", "widest", "flips"):
         assert getattr(compiled.stats, name) == getattr(eager.stats, name), name
+    # a graph of several drafts goes on behind a stop token
+    same = operator.ge if isinstance(sampler, (Exact, Speculative)) and call["stop_tokens"] else operator.eq
+    for name in ("core_passes", "token_passes", "readouts"):
+        assert same(getattr(compiled.stats, name), getattr(eager.stats, name)), name
 
 
 @pytest.mark.parametrize("kv", ["shared", "per_depth"])
