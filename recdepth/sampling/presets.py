@@ -253,7 +253,8 @@ class Exact(Sampler):
         headway: lanes opened per step; tokens of further lanes are looked up in the text so far.
         max_wavefront: most lanes at once; ``auto`` as in :class:`DiffusionForcing`.
         draft_depth: recurrences after which a lane is read out for the first time, and the next lane opens.
-        readout_growth: a lane is read out again when its depth has grown by this factor; 1 re-drafts at every step.
+        readout_growth: a lane is read out again when its depth has grown by this factor; 1 re-drafts at every step. In
+            a group, until a read-out leaves all drafts as they are: the next one is the last.
         confirm_flips: a draft changes (and the lanes behind it start anew) only when two read-outs in a row propose the
             same other token, or the final one does.
         group: lanes that climb together. 1: every lane for itself, one depth ahead of the next, which keeps the number

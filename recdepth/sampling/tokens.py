@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.generation.logits_process import (
-    LogitsProcessorList,
+    LogitsProcessor,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -103,11 +103,13 @@ class TokenPick:
         """The likeliest tokens, or with noise those of a sample."""
         if noise is None:
             return logits.argmax(-1)
-        kept = self._warpers()(None, logits.flatten(0, 1))  # type: ignore[arg-type]  # these warpers look at scores only
+        kept = logits.flatten(0, 1)
+        for warper in self._warpers():
+            kept = warper(None, kept)  # these look at scores only
         return (kept.view_as(logits) + noise).argmax(-1)
 
-    def _warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+    def _warpers(self) -> list[LogitsProcessor]:
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(self.temperature))]
         if self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:

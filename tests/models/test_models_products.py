@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._inductor.utils import run_and_get_code
 
 from recdepth.models import products
 from recdepth.models.products import Linear
@@ -66,3 +67,14 @@ def test_a_compiled_product_trains(calls):
     plain = torch.autograd.grad(F.silu(F.linear(x, layer.weight)).sum(), layer.weight)[0]
     compiled = torch.compile(lambda y: F.silu(layer(y)), dynamic=False)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), layer.weight)[0], plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_for_sampling_calls_the_product_without_python(calls):
+    layer, x = Linear(16, 16), torch.randn(32, 16)
+    products.call_without_python()
+    compiled = torch.compile(layer, dynamic=False, options={"cpp_wrapper": True})
+    with torch.inference_mode():
+        found, code = run_and_get_code(compiled, x)
+        torch.testing.assert_close(found, F.linear(x, layer.weight), rtol=1e-5, atol=1e-5)
+    assert "cpu__linear_pointwise(" in "".join(code)

@@ -27,7 +27,7 @@ from recdepth.sampling import (
     forget_widths,
     presets,
 )
-from recdepth.sampling.front import Front
+from recdepth.sampling.front import Front, look_up
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, diffusion_settings, tiny_model
@@ -333,6 +333,10 @@ class TestGuesses:
         front = front_of([0, 1, 2], 6, headway=3)
         say(front, 9)
         assert text(front)[-3:] == [9, 9, 9]
+
+    def test_what_followed_is_repeated_when_it_is_too_short(self):
+        tokens = np.array([[0, 9, 1, 9, 0, 0, 0, 0, 0]])
+        assert look_up(tokens, np.array([4]), 5).tolist() == [[1, 9, 1, 9, 1]]
 
     def test_guesses_stay_within_the_text(self):
         front = front_of([0, 1, 2], 6, capacity=6, headway=9)  # tokens 3, 4 and 5; two lanes are enough
