@@ -149,9 +149,17 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
             passes.extend(CorePass(plain, (*pair, cache, places, depth + step), {}) for step in range(steps))
             return seam(ids, buffers, cache, places, depth, steps, **more)
 
-        if name == "refine":
+        def draft(ids: Tensor, buffers: Buffers, cache: Any, places: Any, steps: int, **more: Any) -> Any:
+            pair = copies(*(buffer[:, :1] for buffer in (buffers.embedded, buffers.states)))
+            for lane in range(places.positions.shape[1]):
+                place = places.part(lane, lane + 1)
+                if (place.positions >= 0).any():  # else padding
+                    passes.extend(CorePass(plain, (*pair, cache, place, step), {}) for step in range(steps))
+            return seam(ids, buffers, cache, places, steps, **more)
+
+        if name in ("refine", "draft"):
             plain = seam.__self__.recur.__wrapped__  # type: ignore[attr-defined]
-            return refine
+            return refine if name == "refine" else draft
         recur.__wrapped__ = seam  # type: ignore[attr-defined]
         return recur if name == "recur" else seam
 

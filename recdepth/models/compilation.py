@@ -88,6 +88,10 @@ class Places:
     length: int
     causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
 
+    def part(self, begin: int, end: int) -> Places:
+        """Some of the places, with the same keys."""
+        return Places(self.positions[:, begin:end], self.length)
+
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
     """A model's seams, compiled for sampling; one set per model, kept as long as the model."""
