@@ -91,7 +91,8 @@ class Attention(nn.Module):
         qk, v = qkv[:, :, :rotated], qkv[:, :, rotated:].transpose(1, 2)
         if self.qk_bias is not None:
             qk = qk + self.qk_bias.flatten(0, 2)
-        qk = torch.addcmul(qk * span.cos, self.swap(qk), span.sin).to(qk.dtype).transpose(1, 2)
+        # each product rounded, not fused as addcmul would: the arithmetic of the public implementations, bit for bit
+        qk = (qk * span.cos + self.swap(qk) * span.sin).to(qk.dtype).transpose(1, 2)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)  # [batch, head, time, head_dim]
         if isinstance(slot, tuple):
             assert cache is not None
