@@ -3,9 +3,10 @@
     python docs/update_results.py
 
 samplers.md: each folder docs/results/data/NAME holds the samplers.json and samplers.png that benchmarks/samplers.py
-wrote, and about.md: which model it is and the command that trained it. tune_sampler.md: each folder
-docs/results/data/tune_sampler/NAME holds the tune.json, tune.png and tuned.yaml of `sample.py experiment=tune_sampler`,
-and about.md.
+wrote, and about.md: which model it is and the command that trained it. smollm2.md: the folders smollm2_* alike, with
+the metrics of the training (metrics.jsonl) and of a validation behind it (validated.jsonl). tune_sampler.md: each
+folder docs/results/data/tune_sampler/NAME holds the tune.json, tune.png and tuned.yaml of `sample.py
+experiment=tune_sampler`, and about.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ HEAD = """# Samplers, measured
 
 Made by `python docs/update_results.py` from `docs/results/data`. Each section is one run of `benchmarks/samplers.py`
 ([how it measures](../../benchmarks/README.md)): all samplers on one model, in turn in one process.
+"""
+SMOLLM2_HEAD = """# SmolLM2-135M-Instruct, retrofitted and fine-tuned on gsm_symbolic
+
+Made by `python docs/update_results.py` from `docs/results/data/smollm2_before` and `smollm2_after`. The model is made
+recurrent ([how](../checkpoints.md#retrofit)), then trained on worked answers ([how](../finetune.md)).
+
+Validation loss, nats per answer token: on all rows of the validation loop at the mean depth, and at each r on the rows
+of its first four batches.
 """
 TUNING_HEAD = """# Samplers, tuned
 
@@ -66,6 +75,21 @@ def section(folder: Path) -> str:
     return "\n".join([*lines, "", facts(head["machine"]), ""])
 
 
+def losses(files: dict[str, Path]) -> str:
+    """Validation losses in the metrics.jsonl of trainings, by name, as Markdown."""
+    headers, rows = ["model", "all rows, mean depth"], []
+    for name, file in files.items():
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for found in (line for line in lines if "val/loss" in line):
+            depths = {
+                key.rpartition("_")[2]: value for key, value in found.items() if key.startswith("val/loss_depth_")
+            }
+            headers[2:] = [f"r = {depth}" for depth in depths]
+            values = [found["val/loss"], *depths.values()]
+            rows.append([name.format(step=found["step"] + 1), *(f"{value:.3f}" for value in values)])
+    return "\n".join([*markdown(headers, rows), ""])
+
+
 def tuning_section(folder: Path) -> str:
     """One tuning as Markdown."""
     found = json.loads((folder / "tune.json").read_text(encoding="utf-8"))
@@ -93,7 +117,16 @@ def write(name: str, head: str, folders: Sequence[Path], part: Callable[[Path], 
 def main() -> int:
     """Write the pages."""
     benchmarks = sorted(path.parent for path in (RESULTS / "data").glob("*/samplers.json"))
-    write("samplers.md", HEAD, benchmarks, section)
+    before, after = (RESULTS / "data" / f"smollm2_{when}" for when in ("before", "after"))
+    write("samplers.md", HEAD, [folder for folder in benchmarks if folder not in (before, after)], section)
+    found = losses(
+        {
+            "before": before / "metrics.jsonl",
+            "step {step}": after / "metrics.jsonl",
+            "the end": after / "validated.jsonl",
+        }
+    )
+    write("smollm2.md", f"{SMOLLM2_HEAD}\n{found}", [f for f in (before, after) if f in benchmarks], section)
     tunings = sorted(path.parent for path in (RESULTS / "data" / "tune_sampler").glob("*/tune.json"))
     write("tune_sampler.md", TUNING_HEAD, tunings, tuning_section)
     return 0
