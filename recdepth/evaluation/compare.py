@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Sampler
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler
 
 from .evaluate import Evaluation, Prompt, Score, agreement, evaluate
 from .intervals import Interval, paired_difference
@@ -23,7 +23,7 @@ EQUAL_PROMPTS = 2000  # ... over at least so many prompts
 
 
 def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = None) -> dict[str, Sampler]:
-    """The standard list: AR at r and at smaller depths, adaptive AR, diffusion forcing three times.
+    """The standard list: AR at r and at smaller depths, adaptive AR, exact, diffusion forcing three times.
 
     Args:
         num_steps: r of the reference, which is the first, ``ar-<r>``.
@@ -34,6 +34,7 @@ def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = N
         ar_depths = [power for power in powers if power < num_steps]
     samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in (num_steps, *ar_depths)}
     samplers["adaptive"] = Adaptive(num_steps=num_steps)
+    samplers["exact"] = Exact(num_steps=num_steps, group=64, readout_growth=2.0)
     samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
     samplers["df-loose"] = DiffusionForcing(
         num_steps=num_steps, inner_steps=1, exit_threshold=0.2, prefill_steps=min(8, num_steps)

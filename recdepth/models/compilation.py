@@ -227,8 +227,9 @@ def _compiled(name: str, device: torch.device) -> Callable[..., Any]:
     code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
     run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
-    call_without_python()
-    options["cpp_wrapper"] = device.type == "cpu"  # a graph's calls take as long as the work of one lane, from Python
+    if device.type == "cpu":  # a graph's calls take as long as the work of one lane, from Python
+        call_without_python()
+        options["cpp_wrapper"] = True
     return torch.compile(run, dynamic=False, fullgraph=True, options=options)
 
 

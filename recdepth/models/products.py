@@ -73,10 +73,16 @@ torch.library.register_autograd("recdepth::product", _gradients, setup_context=_
 
 @cache
 def call_without_python() -> None:
-    """Let compiled graphs call the product from C++; they call an operator that is written in Python by Python."""
-    from torch._inductor.ir import TensorBox
-    from torch._inductor.lowering import register_lowering
-    from torch._inductor.mkldnn_ir import LinearUnary
+    """Let compiled graphs call the product from C++: an operator that is written in Python is called by Python.
+
+    This is private to PyTorch's compiler; where it is missing, graphs compute the same, a little later.
+    """
+    try:
+        from torch._inductor.ir import TensorBox
+        from torch._inductor.lowering import register_lowering
+        from torch._inductor.mkldnn_ir import LinearUnary
+    except ImportError:
+        return
 
     def product(x: TensorBox, weight: TensorBox) -> TensorBox:
         return TensorBox.create(LinearUnary.create(x, weight, None, "none", [], ""))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recdepth.models import RecurrentDepthForCausalLM, Span
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 from recdepth.sampling import NOISE_SCHEDULES
-from recdepth.sampling.front import look_up
+from recdepth.sampling.front import guess
 
 from .deep import DeepPass, WindowCache, call, recompute
 
@@ -198,14 +198,11 @@ class WaveRun:
         fresh = self.opens == number
         together = fresh[..., 1:] & fresh[..., :-1] & self.plan.drafting.to(fresh.device)[..., None]
         guessed = together.flatten(0, 1).cpu().numpy()
-        which = np.nonzero(guessed.any(1))[0]
-        if not len(which):
+        if not guessed.any():
             return
         text, positions = self.text.flatten(0, 1).cpu().numpy(), self.positions.flatten(0, 1).cpu().numpy()
-        count = guessed[which].sum(1)
-        first = positions[which, guessed[which].argmax(1) + 1]
-        row, ahead = np.nonzero(np.arange(max(count.tolist())) < count[:, None])
-        text[which[row], first[row] + ahead] = look_up(text[which], first, max(count.tolist()))[row, ahead]
+        first = positions[np.arange(len(guessed)), guessed.argmax(1) + 1]
+        guess(text, first, guessed.sum(1))
         self.text = torch.from_numpy(text).to(self.text.device).view_as(self.text)
 
     def _embed(self, tokens: LaneInts, age: LaneInts, span: Span) -> Tensor:

@@ -304,35 +304,33 @@ class Front:
         room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
         # the first new lane's token was proposed by the lane before it; those of further ones are guessed
-        most = int((width - self.width).max(initial=0)) - 1
-        if most > 0:
-            first = np.minimum(self.front + self.width + 1, self.capacity)
-            places = first[:, None] + np.arange(most)
-            row, ahead = np.nonzero(places < (self.front + width)[:, None])
-            self.tokens[row, places[row, ahead]] = look_up(self.tokens, first, most)[row, ahead]
+        guess(self.tokens, self.front + self.width + 1, width - self.width - 1)
         self.width = width  # depth and age are 0 where no lane has been before
 
 
-def look_up(
-    tokens: Int[np.ndarray, "rows places"], position: Int[np.ndarray, " rows"], count: int = 1
-) -> Int[np.ndarray, "rows count"]:
-    """What followed the last time that each row's text held the two tokens (else the one) before a position.
+def guess(tokens: Int[np.ndarray, "rows places"], first: Rows, count: Rows) -> None:
+    """Write guesses of each row's tokens into its text: what followed the last time that it held the two tokens (else
+    the one) before them.
 
     Prompt-lookup drafting. What followed is repeated where it is shorter than asked; where the last token is new to
     the text, that one is.
 
     Args:
-        tokens: texts; only what stands before the position is read. One spare place at the end.
-        position: at least 1, one for each row.
-        count: tokens asked for.
+        tokens: texts, changed in place; only what stands before the guesses is read. One spare place at the end.
+        first: position of the first guess, at least 1.
+        count: how many; none where it is below 1.
     """
-    rows, capacity = np.arange(len(position)), tokens.shape[1] - 1
-    last, before = tokens[rows, position - 1], tokens[rows, position - 2]
-    places = np.arange(capacity - 1)
-    same = (tokens[:, :-2] == last[:, None]) & (places < (position - 1)[:, None])
+    rows = np.nonzero(count > 0)[0]
+    if not len(rows):
+        return
+    text, first, count = tokens[rows], first[rows], count[rows]
+    own, places = np.arange(len(rows)), np.arange(tokens.shape[1] - 2)
+    same = (text[:, :-2] == text[own, first - 1][:, None]) & (places < (first - 1)[:, None])
     both = same.copy()
     both[:, 0] = False
-    both[:, 1:] &= tokens[:, :-3] == before[:, None]
-    at = ((same.astype(np.int64) + both) * capacity + places * same).argmax(1)
-    behind = np.where(same[rows, at], at + 1, position - 1)[:, None]
-    return tokens[rows[:, None], behind + np.arange(count) % (position[:, None] - behind)]
+    both[:, 1:] &= text[:, :-3] == text[own, first - 2][:, None]
+    at = ((same.astype(np.int64) + both) * tokens.shape[1] + places * same).argmax(1)
+    behind = np.where(same[own, at], at + 1, first - 1)
+    row, ahead = np.nonzero(np.arange(count.max(initial=0)) < count[:, None])
+    followed = behind[row] + ahead % (first - behind)[row]
+    tokens[rows[row], first[row] + ahead] = text[row, followed]

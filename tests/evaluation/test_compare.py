@@ -11,7 +11,7 @@ from rich.console import Console
 from recdepth.evaluation import Evaluation, Timings, compare, comparison_samplers, time_in_turn
 from recdepth.evaluation.compare import fastest_equal_ar
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, SampleStats
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, SampleStats
 
 KEYS = {
     *("sampler", "settings", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement", "tokens_per_second"),
@@ -88,6 +88,7 @@ def test_the_standard_list() -> None:
     assert depths == [32, 16, 8, 4, 2, 1]
     assert samplers["df-paper"] == DiffusionForcing(num_steps=32)
     assert isinstance(samplers["adaptive"], Adaptive)
+    assert isinstance(samplers["exact"], Exact)
     assert sum(isinstance(s, DiffusionForcing) for s in samplers.values()) == 3
     odd = [s.num_steps for s in comparison_samplers(6).values() if isinstance(s, Autoregressive)]
     assert odd == [6, 4, 2, 1]

@@ -27,7 +27,7 @@ from recdepth.sampling import (
     forget_widths,
     presets,
 )
-from recdepth.sampling.front import Front, look_up
+from recdepth.sampling.front import Front, guess
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, diffusion_settings, tiny_model
@@ -194,6 +194,16 @@ def test_sparse_read_outs_open_lanes_later_and_change_no_text(case, r, growth, h
     assert result.stats.readouts == readouts
 
 
+def test_a_group_is_read_out_on_its_way_until_its_drafts_agree():
+    model, knobs = copy.deepcopy(tiny_model(0, 11, (1, 2, 1), 0.5)), {"num_steps": 8, "group": 6, "prefill_steps": 0}
+    with torch.no_grad():
+        model.injection.weight[:, : model.config.hidden_size] = 0  # states forget: done after one recurrence
+    often = Exact(**knobs, readout_growth=1.0)(model, [[1, 2]], max_new_tokens=6, stop_tokens=[]).stats
+    assert often.flips == 0
+    # the prompt and five drafts, then from its last token on once more on the way, and all seven lanes at the end
+    assert often.readouts == (2 + 5) + 6 + 7
+
+
 def test_fewer_read_outs_and_later_lanes_by_hand():
     model, call = tiny_model(0, 11, (1, 2, 1), 0.5), {"max_new_tokens": 6}
     knobs = {"num_steps": 6, "max_wavefront": 4}
@@ -335,8 +345,9 @@ class TestGuesses:
         assert text(front)[-3:] == [9, 9, 9]
 
     def test_what_followed_is_repeated_when_it_is_too_short(self):
-        tokens = np.array([[0, 9, 1, 9, 0, 0, 0, 0, 0]])
-        assert look_up(tokens, np.array([4]), 5).tolist() == [[1, 9, 1, 9, 1]]
+        text = np.array([[0, 9, 1, 9, 0, 0, 0, 0, 0], [5, 6, 5, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0]])
+        guess(text, np.array([4, 3, 3]), np.array([4, 1, -1]))  # each row has its own number of them
+        assert text.tolist() == [[0, 9, 1, 9, 1, 9, 1, 9, 0], [5, 6, 5, 6, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0]]
 
     def test_guesses_stay_within_the_text(self):
         front = front_of([0, 1, 2], 6, capacity=6, headway=9)  # tokens 3, 4 and 5; two lanes are enough
