@@ -87,4 +87,5 @@ def call_without_python() -> None:
     def product(x: TensorBox, weight: TensorBox) -> TensorBox:
         return TensorBox.create(LinearUnary.create(x, weight, None, "none", [], ""))
 
-    register_lowering(torch.ops.recdepth.product, type_promotion_kind=None)(product)
+    # the overload by name: one that has been compiled before has a lowering already, which the packet would keep
+    register_lowering(torch.ops.recdepth.product.default, type_promotion_kind=None)(product)

@@ -72,7 +72,9 @@ def test_a_compiled_product_trains(calls):
 @pytest.mark.slow
 def test_a_graph_for_sampling_calls_the_product_without_python(calls):
     layer, x = Linear(16, 16), torch.randn(32, 16)
-    products.call_without_python()
+    with torch.no_grad():  # as after a training that was compiled
+        torch.compile(lambda y: layer(y) + 1, dynamic=False)(x)
+    products.call_without_python.__wrapped__()
     compiled = torch.compile(layer, dynamic=False, options={"cpp_wrapper": True})
     with torch.inference_mode():
         found, code = run_and_get_code(compiled, x)
