@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import random
+import traceback
 from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -147,5 +148,6 @@ def _create(task: str, settings: dict[str, Any]) -> Any:
     try:
         configuration.validate()
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"data.config={settings}: {task} refuses it: {error}; change data.config") from error
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # assertions without a text
+        raise ValueError(f"data.config={settings}: {task} refuses it: {reason}; change data.config") from error
     return dataset_class(config=configuration)

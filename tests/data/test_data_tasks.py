@@ -169,6 +169,7 @@ def test_a_limited_number_of_training_items_repeats() -> None:
         (lambda: ReasoningGym("gsm_symbolik"), r"data.task='gsm_symbolik' .*did you mean gsm_symbolic"),
         (lambda: ReasoningGym("chain_sum", {"terms": 3}), r"chain_sum has no terms; its settings are .*min_terms"),
         (lambda: ReasoningGym("chain_sum", {"min_terms": -1}), r"chain_sum refuses it: .*; change data.config"),
+        (lambda: ReasoningGym("gsm_symbolic", {"difficulty": 0}), r"gsm_symbolic refuses it: .*difficulty"),
         (lambda: ReasoningGym("rush_hour").item("test", 0), r"'rush_hour' has no reference answers"),
         (lambda: ReasoningGym("chain_sum", train_items=0), r"train_items=0 must be at least 1"),
         (lambda: WordProblems().item("valid", 0), r"split='valid' .*use one of train, validation, test"),
