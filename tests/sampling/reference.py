@@ -93,21 +93,25 @@ def reference_sample(sampler: DiffusionForcing, model, prompt: list[int], max_ne
             front, lanes = p + 1, lanes[1:]
             if front >= len(prompt) and (y[front] in stop_tokens or front >= last):
                 return y[len(prompt) : front + 1], residuals
-        for _ in range(sampler.headway):
+        opened = 0
+        while opened < sampler.headway and len(lanes) < sampler.max_wavefront and front + len(lanes) < last:
             new = front + len(lanes)
-            if len(lanes) < sampler.max_wavefront and new < last:
-                y[new:] = [y[new] if new < len(y) else lookup(y)]
-                lanes.append(new)
-                state[new], depth[new], age[new] = noise(new), 0, 0
+            if opened == 0:  # proposed by the lane before it
+                y, followed = y[: new + 1], what_followed(y[: new + 1])
+            else:
+                y.append(followed[(opened - 1) % len(followed)])
+            opened += 1
+            lanes.append(new)
+            state[new], depth[new], age[new] = noise(new), 0, 0
 
 
-def lookup(y: list[int]) -> int:
-    """What followed the last time that the two last tokens, else the last one, occurred."""
+def what_followed(y: list[int]) -> list[int]:
+    """What followed the last time that the two last tokens, else the last one, occurred; else the last one."""
     best = max(
         ((i > 0 and y[i - 1] == y[-2], i) for i in range(len(y) - 1) if y[i] == y[-1]),
-        default=None,
+        default=(False, len(y) - 2),
     )
-    return y[-1] if best is None else y[best[1] + 1]
+    return y[best[1] + 1 :]
 
 
 def chooser(call: dict) -> TokenChooser:
