@@ -15,7 +15,7 @@ from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
-from .support import unsupported
+from .support import check_call, unsupported
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
@@ -94,7 +94,7 @@ class Sampler:
         texts = [list(map(int, p)) for p in prompts]
         streams = list(range(len(texts))) if rows is None else list(rows)
         policy = _compilable(self.policy(model), model)
-        _check_call(model, texts, streams, max_new_tokens, batch_size, self._longest_prompt(policy))
+        check_call(model, texts, streams, max_new_tokens, batch_size, self._longest_prompt(policy))
         result = SampleResult([[] for _ in texts], SampleStats())
         if max_new_tokens == 0 or not texts:
             return result
@@ -380,38 +380,3 @@ def _compilable(policy: Policy, model: RecurrentDepthForCausalLM) -> Policy:
             log.warning(f"compile=true: {reason}")
             return replace(policy, compile=False)
     return policy
-
-
-def _check_call(
-    model: RecurrentDepthForCausalLM,
-    prompts: list[list[int]],
-    streams: list[int],
-    max_new_tokens: int,
-    batch_size: int | None,
-    longest_prompt: int | None,
-) -> None:
-    context, vocab = model.config.max_position_embeddings, model.config.vocab_size
-    problems = []
-    if max_new_tokens < 0:
-        problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
-    if batch_size is not None and batch_size < 1:
-        problems.append(f"batch_size={batch_size} must be at least 1")
-    if len(streams) != len(prompts):
-        problems.append(f"rows has {len(streams)} ids for {len(prompts)} prompts")
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            problems.append(f"prompt {i} is empty; give it at least one token (a start token, for instance)")
-        elif min(prompt) < 0 or max(prompt) >= vocab:
-            problems.append(f"prompt {i} has token ids outside 0 … {vocab - 1}")
-        elif len(prompt) + max_new_tokens > context:
-            problems.append(
-                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that exceeds the context"
-                f" of {context}; shorten it or lower max_new_tokens"
-            )
-        elif longest_prompt is not None and len(prompt) > longest_prompt:
-            problems.append(
-                f"prompt {i} has {len(prompt)} tokens, more than the wavefront's {longest_prompt}, and prefill_steps=0"
-                " opens it over all of them; raise prefill_steps, or max_wavefront where the sampler has it"
-            )
-    if problems:
-        raise ValueError("cannot sample:\n" + "\n".join(f"  - {p}" for p in problems[:10]))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from recdepth.models import Places, Span
 
+from .decoding import Place
 from .front import LaneBools, LaneInts, Lanes, Rows
-from .wavefront import Place, Wavefront
+from .wavefront import Wavefront
 
 
 class Speculation(Wavefront):
@@ -29,11 +30,11 @@ class Speculation(Wavefront):
     keys at its own depths only.
 
     Args:
-        wavefront: as for :class:`Wavefront`; the policy has per-depth keys and ``max_wavefront`` lanes per round.
+        decoding: as for :class:`Decoding`; the policy has per-depth keys and ``max_wavefront`` lanes per round.
     """
 
-    def __init__(self, *wavefront: Any):
-        super().__init__(*wavefront)
+    def __init__(self, *decoding: Any):
+        super().__init__(*decoding)
         # drafts between two looks for stop tokens: a look waits for the device, a graph of several saves calls
         self._stride = 4 if self.policy.compile else 1 if self._device.type == "cpu" else 8
 

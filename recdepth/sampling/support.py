@@ -1,10 +1,10 @@
-"""What samplers ask of a model beyond its seams, and what to say of a model that lacks some of it."""
+"""What samplers ask of a model and of a call, and what to say where some of it is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from recdepth.models import RecurrentDepthConfig
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 
 def capabilities(config: RecurrentDepthConfig) -> dict[str, bool]:
@@ -36,3 +36,48 @@ def unsupported(needs: Mapping[str, str], config: RecurrentDepthConfig, init_sca
     if not can["injection"] and init_scale not in (0, 1):
         problems.append(f"init_scale={init_scale} has no effect: states begin as embeddings, without noise; leave it")
     return problems
+
+
+def check_call(
+    model: RecurrentDepthForCausalLM,
+    prompts: list[list[int]],
+    streams: list[int],
+    max_new_tokens: int,
+    batch_size: int | None,
+    longest_prompt: int | None,
+) -> None:
+    """Check what a sampler is called with; all that is wrong at once.
+
+    Args:
+        model: its context and vocabulary are what must suffice.
+        prompts, streams, max_new_tokens, batch_size: the call.
+        longest_prompt: what the wavefront can hold, or None if any.
+
+    Raises:
+        ValueError: naming each problem and its remedy.
+    """
+    context, vocab = model.config.max_position_embeddings, model.config.vocab_size
+    problems = []
+    if max_new_tokens < 0:
+        problems.append(f"max_new_tokens={max_new_tokens} must be at least 0")
+    if batch_size is not None and batch_size < 1:
+        problems.append(f"batch_size={batch_size} must be at least 1")
+    if len(streams) != len(prompts):
+        problems.append(f"rows has {len(streams)} ids for {len(prompts)} prompts")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            problems.append(f"prompt {i} is empty; give it at least one token (a start token, for instance)")
+        elif min(prompt) < 0 or max(prompt) >= vocab:
+            problems.append(f"prompt {i} has token ids outside 0 … {vocab - 1}")
+        elif len(prompt) + max_new_tokens > context:
+            problems.append(
+                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that exceeds the context"
+                f" of {context}; shorten it or lower max_new_tokens"
+            )
+        elif longest_prompt is not None and len(prompt) > longest_prompt:
+            problems.append(
+                f"prompt {i} has {len(prompt)} tokens, more than the wavefront's {longest_prompt}, and prefill_steps=0"
+                " opens it over all of them; raise prefill_steps, or max_wavefront where the sampler has it"
+            )
+    if problems:
+        raise ValueError("cannot sample:\n" + "\n".join(f"  - {p}" for p in problems[:10]))

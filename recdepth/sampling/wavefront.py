@@ -6,138 +6,23 @@ Geiping, Yang and Su 2025 (arXiv 2510.14961), with committed prefixes, per-posit
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recdepth.models import (
-    WIDTHS,
-    Buffers,
-    Depth,
-    Flight,
-    Places,
-    RecurrentDepthForCausalLM,
-    Seams,
-    Span,
-    compiled_capacity,
-    compiled_width,
-    sampling_seams,
-)
+from recdepth.models import Depth, Flight, Places, Span, compiled_width
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
+from .decoding import Decoding, Place
 from .exits import scores_states
-from .front import Front, LaneBools, LaneInts, Lanes, Outcome, Rows
-from .policies import Policy
-from .result import SampleStats
-from .tokens import TokenChooser
-from .trace import Tracer, TraceStep
+from .front import LaneBools, LaneInts, Lanes, Outcome
+from .trace import TraceStep
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where lanes live in buffers by position: a slice that all rows share, or an index per lane."""
-
-    start: int | None
-    rows: Tensor
-    positions: Tensor
-
-    def part(self, begin: int, end: int) -> Place:
-        """Some of the lanes."""
-        start = None if self.start is None else self.start + begin
-        return Place(start, self.rows, self.positions[:, begin:end])
-
-    def read(self, buffer: Float[Tensor, "batch position dim"]) -> Float[Tensor, "batch lanes dim"]:
-        if self.start is not None:
-            return buffer[:, self.start : self.start + self.positions.shape[1]]
-        return buffer[self.rows, self.positions]
-
-    def write(self, buffer: Float[Tensor, "batch position dim"], value: Float[Tensor, "batch lanes dim"]) -> None:
-        if self.start is not None:
-            buffer[:, self.start : self.start + self.positions.shape[1]] = value
-        else:
-            buffer[self.rows, self.positions] = value
-
-
-class Wavefront:
-    """Decode prompts, some rows at a time. States, embeddings and keys lie in buffers by position, allocated once.
-
-    Args:
-        model: the model, in eval mode.
-        policy: the sampler's settings.
-        choose: from logits to tokens; its seed also seeds the states.
-        prompts: token ids, non-empty lists; prompt and new tokens fit the context.
-        streams: random-stream id of each prompt.
-        max_new_tokens: at least 1.
-        stop_tokens: ids that end a continuation.
-        batch_size: rows decoded together; a row that has finished serves the next prompt.
-        tracer: sees every step, or None; with one, all prompts fit the batch.
-    """
-
-    def __init__(
-        self,
-        model: RecurrentDepthForCausalLM,
-        policy: Policy,
-        choose: TokenChooser,
-        prompts: list[list[int]],
-        streams: list[int],
-        max_new_tokens: int,
-        stop_tokens: set[int],
-        batch_size: int,
-        tracer: Tracer | None = None,
-    ):
-        began = time.perf_counter()  # buffers are part of the prefill
-        self.model, self.policy, self.choose, self.tracer = model, policy, choose, tracer
-        self.seams: Seams = sampling_seams(model) if policy.compile else model
-        self.prompts, self.streams, self.max_new_tokens = prompts, streams, max_new_tokens
-        self.stats = SampleStats()
-        self.tokens: list[list[int]] = [[] for _ in prompts]
-        self._device = model.device
-        self._capacity = max(map(len, prompts)) + max_new_tokens
-        if policy.compile:
-            self._capacity = compiled_capacity(self._capacity)
-        self._count_up = torch.arange(self._capacity + 1, device=self._device)
-        batch = min(batch_size, len(prompts))
-        self._count_rows = torch.arange(batch, device=self._device)[:, None]
-        self.front = Front(batch, self._capacity, stop_tokens, policy)
-        self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
-        self._waiting = 0  # the next prompt that no row has served yet
-        self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
-        self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
-        shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
-        self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
-        self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
-        self.states = torch.zeros_like(self.embedded)
-        self.fresh_states = torch.zeros_like(self.embedded) if policy.on_flip != "keep" else self.states
-        most = max(policy.max_wavefront, 0 if policy.prefill else max(map(len, prompts)))
-        self._ring = min(most, self._capacity)  # most lanes of a row
-        self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
-        self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
-        self._recurrences = 0
-        self._clock = time.perf_counter()
-        self.stats.prefill_seconds = self._clock - began
-
-    @torch.inference_mode()
-    def run(self) -> list[list[int]]:
-        """Decode every prompt to its end; fills ``stats``.
-
-        Returns:
-            the new tokens of each prompt.
-        """
-        if self.tracer is not None:
-            self.tracer.start(self.prompts)
-        number = 0
-        while self._admit():
-            self.step(number)
-            number += 1
-        stats = self.stats
-        stats.decode_seconds = time.perf_counter() - self._clock
-        stats.new_tokens = sum(map(len, self.tokens))
-        stats.recurrences_per_token = self._recurrences / max(stats.committed, 1)
-        stats.tokens_per_second = stats.new_tokens / max(stats.prefill_seconds + stats.decode_seconds, 1e-9)
-        return self.tokens
+class Wavefront(Decoding):
+    """One wavefront of lanes per row, a step at a time; made and run as :class:`Decoding` says."""
 
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
@@ -342,119 +227,6 @@ class Wavefront:
                 self._upload(rows), self._upload(lanes.positions[early]), self._upload(outcome.depth[early])
             )
 
-    # -------------------------------------------------------------------------------------------------- around a step
-
-    def _admit(self) -> bool:
-        """Collect finished rows and let them serve waiting prompts; without any, drop rows when that halves the batch.
-
-        Returns:
-            whether any row has work.
-        """
-        while True:
-            for row in np.nonzero(self.front.finished & (self.serves >= 0))[0].tolist():
-                self.tokens[self.serves[row]] = self.front.new_tokens(row)
-                self.serves[row] = -1
-            free = np.nonzero(self.serves < 0)[0]
-            waiting = len(self.prompts) - self._waiting
-            if not waiting or len(free) < len(self.serves) / 4:  # a prefill costs much: for several rows at once
-                break
-            began = time.perf_counter()
-            self._fill(free[:waiting])
-            seconds = time.perf_counter() - began
-            self.stats.prefill_seconds += seconds
-            self._clock += seconds
-        going = np.nonzero(self.serves >= 0)[0]
-        if not waiting and self.tracer is None and 0 < len(going) <= len(free):
-            self._keep_rows(going)
-        return bool(len(going))
-
-    @property
-    def _prefills(self) -> bool:
-        return bool(self.policy.prefill)
-
-    def _fill(self, rows: Rows) -> None:
-        """Let these rows serve the next prompts."""
-        which = range(self._waiting, self._waiting + len(rows))
-        self._waiting += len(rows)
-        self.serves[rows] = which
-        self.front.admit(rows, [self.prompts[i] for i in which], self.max_new_tokens)
-        at = self._upload(rows)
-        self._streams[at] = torch.tensor([self.streams[i] for i in which], device=self._device)
-        for begin in range(0, self._capacity + 1, 256):  # in parts: the draws need more memory than their result
-            positions = self._count_up[begin : begin + 256].expand(len(rows), -1)
-            part = self.states[at, begin : begin + 256]
-            noise = self.model.initial_state(
-                part, self._streams[at], positions, self.choose.seed, self.policy.init_scale
-            )
-            self.states[at, begin : begin + 256] = noise
-        if self.policy.on_flip != "keep":
-            self.fresh_states[at] = self.states[at]
-        if self._prefills:
-            self._prefill(rows)
-        else:
-            self.front.open_over_prompt(rows)
-
-    def _prefill(self, rows: Rows) -> None:
-        """These rows' prompts in one parallel pass; commits the first new tokens."""
-        front, steps = self.front, self.policy.prefill
-        lengths = front.prompt[rows]
-        longest = width = int(lengths.max())
-        everyone = len(rows) == len(front.prompt)
-        seams: Seams = self.model
-        if everyone and self.policy.compile and longest <= WIDTHS[-1]:  # longer ones gain little, and differ a lot
-            seams, width = self.seams, compiled_width(longest)
-        positions = np.arange(width) - (width - lengths)[:, None]  # padded on the left
-        positions = np.where(positions >= 0, positions, -1)
-        start = 0 if everyone and (lengths == width).all() and seams is self.model else None
-        cache = self.cache if everyone else self.cache.at_rows(self._upload(rows))
-        place = Place(start, self._upload(rows)[:, None], self._upload(positions))
-        span = seams.span(place.positions, self.cache, start=start, length=longest)
-        e = seams.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
-        s = place.read(self.states)
-        for depth in range(steps):
-            s = seams.recur(e, s, cache, span, depth)
-        logits = seams.decode(s, cache, span, logits_to_keep=1)
-        first = self.choose(logits, self._streams[place.rows[:, 0]], self._upload(lengths[:, None]))
-        if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
-            row, column = np.nonzero(positions >= 0)
-            where = self._upload(positions[row, column])
-            self.cache.settle(self._upload(rows[row]), where, torch.full_like(where, steps))
-        self.stats.prefill_passes += steps
-        front.open_after_prefill(rows, first[:, 0].cpu().numpy())
-
-    def _keep_rows(self, rows: Rows) -> None:
-        """Drop all other rows: they cost no more."""
-        keep = self._upload(rows)
-        self.front.keep_rows(rows)
-        self.serves = self.serves[rows]
-        self._streams = self._streams[keep]
-        self.cache.keep_rows(keep)
-        self.embedded, self.states = self.embedded[keep], self.states[keep]
-        self.mixed = self.mixed[keep] if self.policy.momentum else self.embedded
-        self.fresh_states = self.fresh_states[keep] if self.policy.on_flip != "keep" else self.states
-        if self._looks is not None:
-            self._looks = self._looks[0][keep], self._looks[1][keep]
-
-    def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
-        batch = len(lanes.active)
-        self.stats.widest = max(self.stats.widest, lanes.width)
-        start = None if self.policy.compile else lanes.start
-        if start is not None:
-            positions = self._count_up[None, start : start + lanes.width].expand(batch, -1)
-        else:
-            positions = self._lay(lanes.positions, -1)
-        place = Place(start, self._row_index(batch), positions)
-        return place, self._span(place, int(lanes.positions.max()) + 1)
-
-    def _span(self, place: Place, length: int) -> Span | Places:
-        return self.seams.span(place.positions, self.cache, start=place.start, length=length)
-
-    def _buffers(self) -> Buffers:
-        return Buffers(self.states, self.embedded, self.mixed if self.policy.momentum else None)
-
-    def _row_index(self, batch: int) -> Tensor:
-        return self._count_rows[:batch]
-
     def _cache_depth(self, lanes: Lanes) -> Depth | None:
         """Which recurrence the next pass is, for the slots of a per-depth cache."""
         if self.policy.kv == "shared":
@@ -465,18 +237,6 @@ class Wavefront:
         if not self.policy.compile and len(lanes.depth) == 1:
             return _flights(used)
         return self._lay(lanes.depth)
-
-    def _lay(self, array: np.ndarray, fill: int = 0) -> Tensor:
-        """Upload what belongs to lanes, [batch, lanes], padded to the width that is compiled."""
-        rows, width = array.shape
-        if self.policy.compile and (wide := compiled_width(width)) > width:
-            padded = np.full((rows, wide), fill, dtype=array.dtype)
-            padded[:, :width] = array
-            array = padded
-        return self._upload(array)
-
-    def _upload(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
     def _record(
         self,
