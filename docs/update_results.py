@@ -51,12 +51,10 @@ def markdown(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def opening(folder: Path, command: Sequence[str], picture: str, alternative: str) -> list[str]:
-    """What was measured, the command, the picture if there is one."""
+    """What was measured, the command, the picture."""
     about = (folder / "about.md").read_text(encoding="utf-8").strip()
-    lines = [about, "", "```", shlex.join(command), "```", ""]
-    if (folder / picture).exists():
-        lines += [f"![{alternative}]({(folder / picture).relative_to(RESULTS).as_posix()})", ""]
-    return lines
+    path = (folder / picture).relative_to(RESULTS).as_posix()
+    return [about, "", "```", shlex.join(command), "```", "", f"![{alternative}]({path})", ""]
 
 
 def facts(machine: dict[str, Any]) -> str:

@@ -105,10 +105,6 @@ class Decoding(ABC):
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
         self.states = torch.zeros_like(self.embedded)
         self.fresh_states = torch.zeros_like(self.embedded) if policy.on_flip != "keep" else self.states
-        most = max(policy.max_wavefront, 0 if policy.prefill else max(map(len, prompts)))
-        self._ring = min(most, self._capacity)  # most lanes of a row
-        self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
-        self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._recurrences = 0
         self._clock = time.perf_counter()
         self.stats.prefill_seconds = self._clock - began
@@ -227,8 +223,6 @@ class Decoding(ABC):
         self.embedded, self.states = self.embedded[keep], self.states[keep]
         self.mixed = self.mixed[keep] if self.policy.momentum else self.embedded
         self.fresh_states = self.fresh_states[keep] if self.policy.on_flip != "keep" else self.states
-        if self._looks is not None:
-            self._looks = self._looks[0][keep], self._looks[1][keep]
 
     def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
         batch = len(lanes.active)

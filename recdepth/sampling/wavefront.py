@@ -6,6 +6,7 @@ Geiping, Yang and Su 2025 (arXiv 2510.14961), with committed prefixes, per-posit
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,19 @@ from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .decoding import Decoding, Place
 from .exits import scores_states
-from .front import LaneBools, LaneInts, Lanes, Outcome
+from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
 from .trace import TraceStep
 
 
 class Wavefront(Decoding):
     """One wavefront of lanes per row, a step at a time; made and run as :class:`Decoding` says."""
+
+    def __init__(self, *decoding: Any):
+        super().__init__(*decoding)
+        most = max(self.policy.max_wavefront, 0 if self.policy.prefill else max(map(len, self.prompts)))
+        self._ring = min(most, self._capacity)  # most lanes of a row
+        self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
+        self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
 
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
@@ -226,6 +234,12 @@ class Wavefront(Decoding):
             self.cache.settle(
                 self._upload(rows), self._upload(lanes.positions[early]), self._upload(outcome.depth[early])
             )
+
+    def _keep_rows(self, rows: Rows) -> None:
+        super()._keep_rows(rows)
+        if self._looks is not None:
+            keep = self._upload(rows)
+            self._looks = self._looks[0][keep], self._looks[1][keep]
 
     def _cache_depth(self, lanes: Lanes) -> Depth | None:
         """Which recurrence the next pass is, for the slots of a per-depth cache."""
