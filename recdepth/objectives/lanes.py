@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Int
@@ -12,6 +12,9 @@ from torch import Tensor
 
 #: A lane with this opening step stays closed.
 NEVER = 1 << 30
+
+#: Where windows begin; see :func:`draw_fronts`.
+Fronts = Literal["random", "first"]
 
 
 class Schedule(Protocol):
@@ -145,15 +148,18 @@ class SingleLanes:
 
 
 def draw_fronts(
-    labels: Int[Tensor, "batch time"], windows: int, generator: torch.Generator | None
+    labels: Int[Tensor, "batch time"], windows: int, generator: torch.Generator | None, fronts: Fronts = "random"
 ) -> Int[Tensor, "batch windows"]:
-    """Where windows begin: at random among the positions that predict a labelled token, with replacement.
+    """Where windows begin, drawn with replacement from positions that predict a labelled token.
 
     Args:
         labels: not shifted, -100 ignored. A row without labels gets windows anywhere; they have no targets.
         windows: per row.
         generator: torch's random source; None for the global one.
+        fronts: ``random`` takes any of them, ``first`` the first of each run of them (an answer).
     """
     predicts = (labels[:, 1:] != -100).float().cpu()
+    if fronts == "first":
+        predicts[:, 1:] *= 1.0 - predicts[:, :-1].clone()
     predicts[predicts.sum(1) == 0] = 1.0
     return torch.multinomial(predicts, windows, replacement=True, generator=generator).to(labels.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from recdepth.sampling.policies import Schedule as NoiseSchedule
 
 from .base import Loss
 from .deep import DeepPass
-from .lanes import Schedule, draw_fronts
+from .lanes import Fronts, Schedule, draw_fronts
 from .wave import Look, Plan, WaveRun
 
 
@@ -134,8 +134,8 @@ class Consistency:
 class WavefrontLoss:
     """Cross-entropy of the true next token, read out of every lane of training-time wavefronts.
 
-    Windows of W lanes begin at random places of the answers. Everything before a window is committed: its keys are
-    those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
+    Windows of W lanes begin at places of the answers (see ``fronts``). Everything before a window is committed: its
+    keys are those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
     ``schedule``), runs until R = r + ``more_recurrences`` are over, with r those of the deep pass, and so is read out
     at depth ``R − o_j·r'``; in every recurrence it attends to the committed keys and to the newest ones of the lanes
     before it. With ``a_j`` the lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over
@@ -154,6 +154,8 @@ class WavefrontLoss:
         backprop_depth: None takes the deep pass's.
         more_recurrences: that windows get beyond the deep pass's: where lanes open many at a time on guessed tokens,
             the drafts before them have to come right first.
+        fronts: where windows begin: ``random`` places of the answers, or the ``first`` token of each, where a sampler
+            that opens all lanes of an answer at once begins.
 
     Raises:
         ValueError: for values out of range.
@@ -171,6 +173,7 @@ class WavefrontLoss:
         consistency: Consistency | None = None,
         backprop_depth: int | None = None,
         more_recurrences: int = 0,
+        fronts: Fronts = "random",
     ):
         problems = [] if windows >= 1 else [f"windows={windows} must be at least 1"]
         if more_recurrences < 0:
@@ -179,6 +182,8 @@ class WavefrontLoss:
             problems.append(f"momentum={momentum} must be at least 0 and below 1")
         if backprop_depth is not None and backprop_depth < 1:
             problems.append(f"backprop_depth={backprop_depth} must be at least 1")
+        if fronts not in get_args(Fronts):
+            problems.append(f"fronts={fronts!r} must be one of {', '.join(get_args(Fronts))}")
         if problems:
             raise ValueError("; ".join(problems))
         self.schedule = schedule
@@ -189,6 +194,7 @@ class WavefrontLoss:
         self.consistency = consistency
         self.backprop_depth = backprop_depth
         self.more_recurrences = more_recurrences
+        self.fronts = fronts
 
     def plan(
         self,
@@ -199,7 +205,7 @@ class WavefrontLoss:
         generator: torch.Generator | None,
     ) -> Plan:
         """Draw windows, openings, drafting windows and random tokens."""
-        fronts = draw_fronts(batch["labels"], self.windows, generator)
+        fronts = draw_fronts(batch["labels"], self.windows, generator, self.fronts)
         shape = (len(fronts), self.windows)
         inner, recurrences = self.schedule.inner_steps, deep.depth + self.more_recurrences
         opens = self.schedule.opens(shape, -(-recurrences // inner), progress, generator)

@@ -150,9 +150,11 @@ def test_smollm2_before_training_is_smollm2(monkeypatch, dtype):
     with torch.no_grad():
         alone = [tokenizer(s, return_tensors="pt").input_ids for s in SENTENCES]
         expected = [original(ids).logits[0] for ids in alone]
+        # in float32 the original's own rows differ by 1.6e-4 between padded and alone, on some machines
+        expected_padded = original(batch.input_ids, attention_mask=batch.attention_mask).logits
+        real = batch.attention_mask.bool()
         for r in (1, 4, 16):
-            rows = [model(ids, num_steps=r, seed=r).logits[0] for ids in alone]
+            for ids, theirs in zip(alone, expected, strict=True):
+                torch.testing.assert_close(model(ids, num_steps=r, seed=r).logits[0], theirs, atol=1e-4, rtol=0)
             padded = model(batch.input_ids, num_steps=r, attention_mask=batch.attention_mask, seed=r).logits
-            for row, other, theirs in zip(rows, padded, expected, strict=True):
-                torch.testing.assert_close(row, theirs, atol=1e-4, rtol=0)
-                torch.testing.assert_close(other[: len(theirs)], theirs, atol=1e-4, rtol=0)
+            torch.testing.assert_close(padded[real], expected_padded[real], atol=1e-4, rtol=0)

@@ -265,6 +265,14 @@ def test_windows_begin_where_a_labelled_token_is_predicted(batch) -> None:
     assert draw_fronts(torch.full((1, 5), -100), 3, None).shape == (1, 3)
 
 
+def test_windows_may_begin_where_an_answer_does() -> None:
+    labels = torch.tensor([[-100, -100, 7, 7, -100, 7, 7, 7], [7, 7, 7, 7, -100, -100, -100, -100], [-100] * 8])
+    fronts = draw_fronts(labels, 100, torch.Generator().manual_seed(0), "first")
+    assert [set(row) for row in fronts[:2].tolist()] == [{1, 4}, {0}]
+    with pytest.raises(ValueError, match="fronts='last' must be one of random, first"):
+        WavefrontLoss(Staircase(), fronts="last")  # type: ignore[arg-type]
+
+
 def test_random_tokens_open_lanes_and_last_a_step(model, batch) -> None:
     term = WavefrontLoss(Staircase(width=4, headway=1), windows=3, drafts=DraftExposure(0.0, random_tokens=1.0))
     deep = deep_pass(model, batch["input_ids"], DEPTH, 1)
