@@ -4,9 +4,8 @@
 
 samplers.md: each folder docs/results/data/NAME holds the samplers.json and samplers.png that benchmarks/samplers.py
 wrote, and about.md: which model it is and the command that trained it. smollm2.md: the folders smollm2_* alike, with
-the metrics of the training (metrics.jsonl) and of a validation behind it (validated.jsonl). tune_sampler.md: each
-folder docs/results/data/tune_sampler/NAME holds the tune.json, tune.png and tuned.yaml of `sample.py
-experiment=tune_sampler`, and about.md.
+the metrics of the training (metrics.jsonl). tune_sampler.md: each folder docs/results/data/tune_sampler/NAME holds the
+tune.json, tune.png and tuned.yaml of `sample.py experiment=tune_sampler`, and about.md.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ Made by `python docs/update_results.py` from `docs/results/data`. Each section i
 """
 SMOLLM2_HEAD = """# SmolLM2-135M-Instruct, retrofitted and fine-tuned on gsm_symbolic
 
-Made by `python docs/update_results.py` from `docs/results/data/smollm2_before` and `smollm2_after`. The model is made
-recurrent ([how](../checkpoints.md#retrofit)), then trained on worked answers ([how](../finetune.md)).
+Made by `python docs/update_results.py` from `docs/results/data/smollm2_*`. The model is made recurrent
+([how](../checkpoints.md#retrofit)), then trained on worked answers ([how](../finetune.md)).
 
 Validation loss, nats per answer token: on all rows of the validation loop at the mean depth, and at each r on the rows
 of its first four batches.
@@ -117,16 +116,16 @@ def write(name: str, head: str, folders: Sequence[Path], part: Callable[[Path], 
 def main() -> int:
     """Write the pages."""
     benchmarks = sorted(path.parent for path in (RESULTS / "data").glob("*/samplers.json"))
-    before, after = (RESULTS / "data" / f"smollm2_{when}" for when in ("before", "after"))
-    write("samplers.md", HEAD, [folder for folder in benchmarks if folder not in (before, after)], section)
+    smollm2 = [RESULTS / "data" / f"smollm2_{what}" for what in ("before", "after", "float32")]
+    before, after, _ = smollm2
+    write("samplers.md", HEAD, [folder for folder in benchmarks if folder not in smollm2], section)
     found = losses(
         {
             "before": before / "metrics.jsonl",
             "step {step}": after / "metrics.jsonl",
-            "the end": after / "validated.jsonl",
         }
     )
-    write("smollm2.md", f"{SMOLLM2_HEAD}\n{found}", [f for f in (before, after) if f in benchmarks], section)
+    write("smollm2.md", f"{SMOLLM2_HEAD}\n{found}", [f for f in smollm2 if f in benchmarks], section)
     tunings = sorted(path.parent for path in (RESULTS / "data" / "tune_sampler").glob("*/tune.json"))
     write("tune_sampler.md", TUNING_HEAD, tunings, tuning_section)
     return 0
