@@ -85,7 +85,8 @@ def losses(files: dict[str, Path]) -> str:
             }
             headers[2:] = [f"r = {depth}" for depth in depths]
             values = [found["val/loss"], *depths.values()]
-            rows.append([name.format(step=found["step"] + 1), *(f"{value:.3f}" for value in values)])
+            row = [name.format(step=found["step"] + 1), *(f"{value:.3f}" for value in values)]
+            rows += [row] if row not in rows else []  # a run that ends with a validation repeats it
     return "\n".join([*markdown(headers, rows), ""])
 
 
