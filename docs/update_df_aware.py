@@ -56,18 +56,20 @@ most of them wrong. A plain model has only ever seen true text: behind a wrong t
 so the drafts come right one after the other, and a larger headway buys flips instead of passes. Where an answer is
 determined by what stands before it, a model can be taught to look past the guesses. That is what `aware` trains:
 windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
-token after some recurrences. The tables below show it in the drafts that are right after so many recurrences, and in
-the flips.
+token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, and
+shallow read-outs are pulled to deep ones. The tables below show it in the drafts that are right after so many
+recurrences, and in the flips.
 """
 PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
 
 """
-NO_SCRATCH = """\
-All runs here are fine-tunes of plain models. The recipe from scratch (`--starts scratch`) has not been measured, and a
-step of it takes longer than one of plain training, so the quickstart keeps plain training. A fine-tune can follow it:
+QUICKSTART = """\
+A step of the recipes takes longer than one of plain training (*step, × plain* below), so the quickstart keeps plain
+training. A fine-tune can follow it:
 `python train.py experiment=df_aware/word_problems_finetune objective=aware init_from=outputs/quickstart`.
 """
+NO_SCRATCH = "All runs here are fine-tunes. The recipe from scratch (`--starts scratch`) has not been measured.\n"
 VIEW = ["draft_accuracy_depth_1", "draft_accuracy_depth_2", "draft_accuracy_depth_4", "flips_per_token"]
 VIEW += ["recurrences_to_convergence", "kv_agreement"]
 ByTraining = Mapping[str, Sequence[StudyRun]]
@@ -278,7 +280,9 @@ def page(runs: Sequence[StudyRun]) -> str:
     """The whole page."""
     groups = grouped(runs)
     missing = [] if any(setting.start == "scratch" for setting in groups) else [NO_SCRATCH]
-    return "\n".join([HEAD + PICTURE, *missing, *(section(setting, group) for setting, group in groups.items())])
+    return "\n".join(
+        [HEAD + PICTURE + QUICKSTART, *missing, *(section(setting, group) for setting, group in groups.items())]
+    )
 
 
 def main() -> int:
