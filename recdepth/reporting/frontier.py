@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
@@ -12,9 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
 from .style import GREY, INK, PALETTE, figure, save
 
-_MARKERS = "<>os^vDPpXhd81234*"
-
-
+_MARKERS = [*"<>os^vDPpXhd*", (4, 1, 0), *"8H", (6, 1, 0), (8, 1, 0)]  # filled: their edges are white
 FAR = 0.05  # below the best accuracy: samplers that are not drawn
 
 
@@ -108,7 +107,7 @@ def _label(ax: Axes, title: str, reference: str) -> None:
     ax.set_axisbelow(True)
 
 
-def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str, str]) -> None:
+def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str, Any]) -> None:
     """One training's samplers; the best of them are joined from slow to fast."""
     best = [name for name, each in cells.items() if not any(_beats(other, each) for other in cells.values())]
     line = sorted((cells[name].speedup.value, cells[name].accuracy.value) for name in best)
@@ -121,7 +120,8 @@ def _draw(ax: Axes, cells: Mapping[str, Cell], colour: str, markers: Mapping[str
             y.value,
             xerr=[[x.value - max(x.low, x.value / 8)], [x.high - x.value]] if bars else None,
             yerr=[[y.value - max(y.low, 0.0)], [min(y.high, 1.0) - y.value]] if bars else None,
-            fmt=markers[name],
+            marker=markers[name],
+            ls="",
             color=colour,
             alpha=1.0 if name in best else 0.4,
             markeredgecolor="white",
