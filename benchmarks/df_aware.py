@@ -33,7 +33,7 @@ from recdepth.reporting.study import choices_of, read_run  # noqa: E402
 
 PLAIN = "next_token"
 OBJECTIVES = ["next_token", "staircase", "draft_exposure", "independent_depths", "depth_consistency", "state_noise"]
-OBJECTIVES += ["terminal_kv", "aware"]
+OBJECTIVES += ["terminal_kv", "aware", "aware_answers"]
 DATA = ROOT / "docs" / "results" / "data" / "df_aware"
 
 

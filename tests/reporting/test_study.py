@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from matplotlib.markers import MarkerStyle
 
 from benchmarks import df_aware as driver
 from recdepth import checks, run
 from recdepth.evaluation import mean_interval
+from recdepth.reporting import frontier
 from recdepth.reporting.frontier import Frontier
 from recdepth.reporting.study import Setting, cell, fastest_equal, gain, grouped, read_run
 from recdepth.settings import ConfigError
@@ -120,6 +122,16 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     assert "No plain runs" in page
 
 
+def test_many_samplers_have_markers_of_their_own_that_show(tmp_path) -> None:
+    folder = write(tmp_path / "run", "next_token", 0, 0.0)
+    rows = [row("ar-32", "autoregressive", 0.9, 1.0)]
+    rows += [row(f"df-{i}", "diffusion_forcing", 0.9 + i / 1000, 2.0 + i) for i in range(len(frontier._MARKERS))]
+    (folder / "comparison.json").write_text(json.dumps(rows))
+    assert frontier.plot_frontier([read_run(folder)], tmp_path / "many.png").stat().st_size > 10_000
+    assert len(set(frontier._MARKERS)) == len(frontier._MARKERS)
+    assert all(MarkerStyle(marker).is_filled() for marker in frontier._MARKERS)
+
+
 def test_the_frontier_is_drawn_instead_of_training(runs, tmp_path) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         folder = tmp_path / "drawn"
@@ -140,7 +152,7 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     assert driver.main() == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 4 + len(driver.OBJECTIVES) and all(line.endswith("to do") for line in listed)
-    assert listed[0].startswith("[1/12] word_problems-scratch-next_token-0:")
+    assert listed[0].startswith(f"[1/{len(listed)}] word_problems-scratch-next_token-0:")
     arguments += ["--starts", "finetune", "--budgets", "time", "--base", "word_problems", "0", "somewhere"]
     monkeypatch.setattr("sys.argv", ["df_aware.py", "--list", *arguments])
     assert driver.main() == 0
