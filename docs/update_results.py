@@ -120,12 +120,7 @@ def main() -> int:
     smollm2 = [RESULTS / "data" / f"smollm2_{what}" for what in ("before", "after", "float32")]
     before, after, _ = smollm2
     write("samplers.md", HEAD, [folder for folder in benchmarks if folder not in smollm2], section)
-    found = losses(
-        {
-            "before": before / "metrics.jsonl",
-            "step {step}": after / "metrics.jsonl",
-        }
-    )
+    found = losses({"before": before / "metrics.jsonl", "step {step}": after / "metrics.jsonl"})
     write("smollm2.md", f"{SMOLLM2_HEAD}\n{found}", [f for f in smollm2 if f in benchmarks], section)
     tunings = sorted(path.parent for path in (RESULTS / "data" / "tune_sampler").glob("*/tune.json"))
     write("tune_sampler.md", TUNING_HEAD, tunings, tuning_section)
