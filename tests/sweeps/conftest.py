@@ -1,9 +1,11 @@
 """A program of a few lines whose jobs do as they are told, run by Hydra in this process or started as people do."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,8 @@ def start(app: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "HYDRA_FULL_ERROR": "1"}
         environment.pop("OMP_NUM_THREADS", None)
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        if os.name == "posix":  # tests that run in the background ignore Ctrl-C, and what they start would, too
+            pipes["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen([sys.executable, str(app), "-m", *overrides], env=environment, **pipes)
         started.append(process)
         return process
