@@ -39,6 +39,8 @@ class PointerChase(ProceduralTask):
             symbols as there are: every answer token needs the one before.
         chained_share: share of chained items in training and validation, for one model that answers both forms; None:
             all or none, as `chained` says of test items.
+        one_cycle: draw permutations that are one cycle. Chains of others soon repeat, and what repeats can be copied:
+            with a prime number of symbols a chain now holds each symbol once, unless k is a multiple of that number.
         seed: of the problems.
 
     Raises:
@@ -55,6 +57,7 @@ class PointerChase(ProceduralTask):
         evaluation_hops: int | None = None,
         chained: bool = False,
         chained_share: float | None = None,
+        one_cycle: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
@@ -73,6 +76,7 @@ class PointerChase(ProceduralTask):
         self.symbols, self.max_level = ascii_lowercase[:symbols], max_hops
         self.evaluation_hops, self.chained = evaluation_hops, chained
         self.chained_share = float(chained) if chained_share is None else chained_share
+        self.one_cycle = one_cycle
         self._level = max_hops if level is None else level
 
     @property
@@ -91,16 +95,19 @@ class PointerChase(ProceduralTask):
         targets, order = list(self.symbols), list(self.symbols)
         rng.shuffle(targets)
         rng.shuffle(order)
+        target = dict(zip(self.symbols, targets, strict=True))
+        if self.one_cycle:
+            target = dict(zip(targets, [*targets[1:], targets[0]], strict=True))
         hops = rng.randint(1, self.max_level if split == "test" else self.level)
         if split == "test" and self.evaluation_hops is not None:
             hops = self.evaluation_hops
         chained = self.chained if split == "test" else rng.random() < self.chained_share
         start = rng.choice(self.symbols) if chained else None
-        return _Problem(dict(zip(self.symbols, targets, strict=True)), tuple(order), hops, start)
+        return _Problem(target, tuple(order), hops, start)
 
     def content(self, problem: _Problem) -> str:
         """The permutation alone."""
-        return "".join(problem.target.values())
+        return "".join(problem.target[symbol] for symbol in self.symbols)
 
     def render(self, problem: _Problem) -> Item:
         """Write prompt and answer."""

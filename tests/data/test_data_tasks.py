@@ -122,6 +122,16 @@ def test_pointer_chase_chained() -> None:
         assert x == y
 
 
+def test_pointer_chase_of_one_cycle_repeats_nothing() -> None:
+    task = PointerChase(symbols=7, max_hops=6, chained=True, one_cycle=True)
+    items = [task.item(split, i) for split in ("train", "validation", "test") for i in range(30)]
+    for item in items:
+        target = dict(pair.split() for pair in item.prompt.split("; ")[0].split(", "))
+        assert sorted(target.values()) == sorted(item.answer.split()) == list("abcdefg")
+        assert all(x != y for x, y in target.items())
+    assert len({item.metadata["content"] for item in items}) > 60
+
+
 def test_level_limits_training_and_validation() -> None:
     task = PointerChase(level=2)
     assert {task.item("train", i).metadata["hops"] for i in range(100)} == {1, 2}
