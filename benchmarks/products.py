@@ -1,6 +1,7 @@
-"""What oneDNN gains over PyTorch's usual choice for large float32 products on the CPU (recdepth.models.products).
+"""What the weights' layout, and oneDNN, gain for float32 products on the CPU (recdepth.models.products).
 
-Both in one process, in turn; medians and quartiles. Beside bare products, compiled core passes and training steps.
+All in one process, in turn: weights as torch.nn.Linear stores them, as ours do, and by oneDNN where it may be faster;
+medians. Beside bare products, core passes and training steps.
 
     python benchmarks/products.py --threads 1
 """
@@ -14,16 +15,20 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.lifecycle import keep_large_buffers
 from recdepth.models import products
 from recdepth.models.products import Linear
 
+#: name -> whether weights lie in memory as in torch.nn.Linear, and whether wide products go to oneDNN
+VARIANTS = {"as nn.Linear": (True, False), "transposed": (False, False), "oneDNN": (True, True)}
 
-def product(rows: int, inner: int, columns: int) -> Callable[[], object]:
+
+def product(plain: bool, rows: int, inner: int, columns: int) -> Callable[[], object]:
     """A forward product."""
-    layer, x = Linear(inner, columns), torch.randn(1, rows, inner)
+    layer, x = laid_out(Linear(inner, columns), plain), torch.randn(1, rows, inner)
 
     def call() -> None:
         with torch.inference_mode():
@@ -32,9 +37,10 @@ def product(rows: int, inner: int, columns: int) -> Callable[[], object]:
     return call
 
 
-def core_pass(dim: int, lanes: int) -> Callable[[], object]:
+def core_pass(plain: bool, dim: int, lanes: int) -> Callable[[], object]:
     """One recurrence of a model with two core layers, without a cache, eager."""
     model = RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=64, hidden_size=dim)).eval()
+    laid_out(model, plain)
     e, positions = torch.randn(1, lanes, dim), torch.arange(lanes)[None]
     span = model.span(positions, start=0, padded=False)
 
@@ -45,50 +51,67 @@ def core_pass(dim: int, lanes: int) -> Callable[[], object]:
     return call
 
 
-def training_step(dim: int, batch: int, tokens: int) -> Callable[[], object]:
+def training_step(plain: bool, dim: int, batch: int, tokens: int) -> Callable[[], object]:
     """Forward and backward at depth 8, gradients through 4 recurrences, eager."""
     model = RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=64, hidden_size=dim))
+    laid_out(model, plain)
     ids = torch.randint(0, 64, (batch, tokens))
     return lambda: model(ids, num_steps=8, labels=ids, backprop_depth=4).loss.backward()
 
 
-def in_turn(call: Callable[[], object], repeats: int) -> dict[bool, list[float]]:
-    """Seconds of a call without and with oneDNN, one after the other."""
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+def laid_out(module: nn.Module, plain: bool) -> nn.Module:
+    """The module, its weights as torch.nn.Linear stores them if ``plain``."""
+    for each in module.modules():
+        if plain and isinstance(each, Linear):
+            each.weight.data = each.weight.data.contiguous()
+    return module
+
+
+def default() -> str:
+    """What the models use here."""
+    return "transposed, and oneDNN for wide products" if products.ONEDNN else "transposed"
+
+
+def in_turn(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every variant's calls, one after the other."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 3):
-        for onednn in seconds:
-            products.ONEDNN = onednn
+        for name, call in calls.items():
+            products.ONEDNN = VARIANTS[name][1]
             began = time.perf_counter()
             call()
             if repeat >= 3:
-                seconds[onednn].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - began)
     return seconds
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_large_buffers()
     if not torch.backends.mkldnn.is_available():
-        raise SystemExit("this PyTorch was built without oneDNN: nothing to compare")
-    print(
-        f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads; used by default: {products.ONEDNN}"
-    )
-    cases: dict[str, tuple[Callable[[], object], int]] = {}
-    for rows, inner, columns in ((16, 128, 688), (64, 128, 688), (16, 256, 1376), (64, 256, 1376), (2496, 128, 688)):
-        cases[f"product {rows} x {inner} x {columns}"] = product(rows, inner, columns), 200
-    for dim, lanes in ((128, 16), (128, 64), (256, 16), (256, 64)):
-        cases[f"core pass, dim {dim}, {lanes} lanes"] = core_pass(dim, lanes), 200
-    for dim, batch, tokens in ((128, 16, 112), (256, 16, 112)):
-        cases[f"training step, dim {dim}, {batch}x{tokens} tokens"] = training_step(dim, batch, tokens), 10
-    print(f"{'':<40}{'without, ms':>22}{'with, ms':>22}{'gain':>8}")
-    for name, (call, repeats) in cases.items():
-        without, using = (statistics.quantiles(s, n=4) for s in in_turn(call, repeats).values())
-        shown = "".join(f"{1e3 * q[1]:>10.3f} ({1e3 * q[0]:.3f}-{1e3 * q[2]:.3f})".rjust(22) for q in (without, using))
-        print(f"{name:<40}{shown}{without[1] / using[1]:>7.2f}x", flush=True)
+        del VARIANTS["oneDNN"]
+    print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads; by default: {default()}")
+    cases: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...], int]] = {}
+    shapes: list[tuple[int, ...]] = [(1, 128, 688), (8, 128, 688), (16, 128, 688), (64, 128, 688), (8, 256, 1376)]
+    for shape in [*shapes, (64, 256, 1376)]:
+        cases["product {} x {} x {}".format(*shape)] = product, shape, 200
+    shapes = [(128, 1), (128, 8), (128, 64), (256, 8), (256, 64)]
+    for shape in shapes:
+        cases["core pass, dim {}, {} lanes".format(*shape)] = core_pass, shape, 200
+    shapes = [(128, 16, 112), (256, 16, 112)]
+    for shape in shapes:
+        cases["training step, dim {}, {}x{} tokens".format(*shape)] = training_step, shape, 8
+    print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in VARIANTS))
+    for case, (make, shape, repeats) in cases.items():
+        calls = {name: make(plain, *shape) for name, (plain, _) in VARIANTS.items()}
+        medians = {name: statistics.median(s) for name, s in in_turn(calls, repeats).items()}
+        first = medians["as nn.Linear"]
+        cells = (f"{1e3 * m:.3f} ({first / m:.2f}x)".rjust(22) for m in medians.values())
+        print(f"{case:<40}" + "".join(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Literal, Protocol
 
@@ -143,6 +144,11 @@ class KVCache:
         """Memory held, in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
+    @cached_property
+    def kind(self) -> tuple[torch.Size, torch.device, torch.dtype]:
+        """Shape of a slot, device and dtype."""
+        return self.keys.shape[1:], self.keys.device, self.keys.dtype
+
     def prelude_slot(self, layer: int) -> int:
         return layer
 
@@ -272,6 +278,7 @@ class KVCache:
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
         self._views.clear()
+        self.__dict__.pop("kind", None)
 
 
 class CacheRows:

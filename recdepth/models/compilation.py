@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -88,9 +89,14 @@ class Places:
     length: int
     causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
 
+    @functools.cached_property
+    def kind(self) -> tuple[torch.Size, int, bool]:
+        """What a graph has to be made for."""
+        return self.positions.shape, self.length, self.causal
+
     def part(self, begin: int, end: int) -> Places:
         """Some of the places, with the same keys."""
-        return Places(self.positions[:, begin:end], self.length)
+        return Places(self.positions[:, begin:end].contiguous(), self.length)
 
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
@@ -114,20 +120,20 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
-        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
         """As the model's; the number of keys is rounded up to one that is compiled."""
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
-        time = positions.shape[1]
+        positions, time = positions.contiguous(), positions.shape[1]
         if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
             return Places(positions, time, causal=True)
         return Places(positions, compiled_capacity(length))
 
     def embed(self, ids: Int[Tensor, "batch time"], cache: KVCache, places: Places) -> Float[Tensor, "batch time dim"]:
-        return self._call(_Graph("embed"), (ids,), cache, places, cache.slots("embed"))
+        return self._call(_graph("embed"), (ids,), cache, places, cache.slots("embed"))
 
     def recur(
         self,
@@ -138,15 +144,15 @@ class CompiledSeams:
         depth: Depth,
     ) -> Float[Tensor, "batch time dim"]:
         if isinstance(depth, Tensor):
-            graph = _Graph("recur", own_depths=cache.first_slots)
+            graph = _graph("recur", own_depths=cache.first_slots)
             return self._call(graph, (e, s, depth), cache, places, ([cache.keys], [cache.values]))
         assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
-        return self._call(_Graph("recur"), (e, s), cache, places, cache.slots("recur", depth))
+        return self._call(_graph("recur"), (e, s), cache, places, cache.slots("recur", depth))
 
     def decode(
         self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places, logits_to_keep: int = 0
     ) -> Float[Tensor, "batch kept vocab"]:
-        return self._call(_Graph("decode", keep=logits_to_keep), (s,), cache, places, cache.slots("decode"))
+        return self._call(_graph("decode", keep=logits_to_keep), (s,), cache, places, cache.slots("decode"))
 
     def refine(
         self,
@@ -158,10 +164,12 @@ class CompiledSeams:
         steps: int = 1,
         weight: Float[Tensor, "batch time 1"] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
+        pick: Pick | None = None,
+        noise: Float[Tensor, "batch time vocab"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time vocab"] | Int[Tensor, "batch time"], Tensor | None]:
         """As the model's, in one graph."""
-        graph = _Graph("refine", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, score)
-        inputs = (ids, *buffers.tensors, *([] if weight is None else [weight]))
+        graph = _graph("refine", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, score, pick)
+        inputs = (ids, *buffers.tensors, *(x for x in (weight, noise) if x is not None))
         return self._call(graph, inputs, cache, places, cache.slots("refine", depth, steps))
 
     def draft(
@@ -175,40 +183,36 @@ class CompiledSeams:
         noise: Float[Tensor, "batch time vocab"] | None = None,
     ) -> Int[Tensor, "batch time"]:
         """As the model's, in one graph."""
-        graph = _Graph("draft", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, pick)
+        graph = _graph("draft", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, pick=pick)
         inputs = (ids, *buffers.tensors, *([] if noise is None else [noise]))
         return self._call(graph, inputs, cache, places, cache.slots("refine", 0, steps))
 
     def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()
         assert model is not None
+        key = graph, places.kind, cache.kind
+        found = self._graphs.get(key)
+        if found is None:
+            _, device, dtype = cache.kind
+            if (device, dtype) not in self._tables:
+                self._tables[device, dtype] = model.rope_tables(device)
+            name = "_".join(map(str, (*graph.name, *places.positions.shape, places.length)))
+            found = self._graphs[key] = _compiled(name, device), self._tables[device, dtype]
+        run, tables = found
         # a graph is found by shapes alone, so strides must follow from them
-        positions, keys = places.positions.contiguous(), cache.keys
-        inputs = tuple(x.contiguous() for x in inputs)
-        kind = keys.device, keys.dtype
-        if kind not in self._tables:  # asking a model for its dtype takes long
-            self._tables[kind] = model.rope_tables(keys.device)
-        shape = keys.shape if graph.own_depths else keys.shape[1:]
-        key = graph, positions.shape, places.length, places.causal, shape, kind
-        if key not in self._graphs:
-            kinds = (
-                ["keep"] * bool(graph.keep) + ["tail", graph.tail] * bool(graph.tail) + ["own"] * bool(graph.own_depths)
-            )
-            name = "_".join(map(str, (graph.seam, *kinds, *positions.shape, places.length)))
-            self._graphs[key] = _compiled(name, keys.device)
-        return self._graphs[key](model, graph, inputs, positions, places, self._tables[kind], stores)
+        return run(model, graph, tuple([x.contiguous() for x in inputs]), places.positions, places, tables, stores)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Graph:
-    """What a graph does, apart from shapes.
+    """What a graph does, apart from shapes; made by :func:`_graph`, so that equal ones are the same object.
 
     Attributes:
         seam: embed, recur, decode, or refine and draft (all three).
         keep: of ``decode``: logits of the last so many places only; 0 for all.
         steps, tail, apart, given: of ``refine`` and ``draft``: recurrences, lanes that are embedded at once, whether
             recurrences have slots of their own, and whether there are mixed embeddings and initial states.
-        function: what scores the states of ``refine``, or picks the tokens of ``draft``.
+        score, pick: of ``refine`` and ``draft``: what scores the states, and picks the tokens.
         own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
     """
 
@@ -218,8 +222,18 @@ class _Graph:
     tail: int = 0
     apart: bool = False
     given: tuple[bool, ...] = ()
-    function: Callable[..., Tensor] | None = None
+    score: Callable[..., Tensor] | None = None
+    pick: Callable[..., Tensor] | None = None
     own_depths: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> list[Any]:
+        """What profiles show, apart from shapes."""
+        own = ["own"] * bool(self.own_depths)
+        return [self.seam, *["keep"] * bool(self.keep), *["tail", self.tail] * bool(self.tail), *own]
+
+
+_graph = functools.cache(_Graph)
 
 
 def _compiled(name: str, device: torch.device) -> Callable[..., Any]:
@@ -263,10 +277,11 @@ def _run(
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
     cache = _SomeSlots(*stores, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
     buffers = Buffers(states, embedded, mixed, initial)
-    last = more[0] if more else None
+    weight = more.pop(0) if graph.seam == "refine" and mixed is not None else None
+    noise = more[0] if more else None
     if graph.seam == "draft":
-        return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.function, last)
-    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, last, graph.function)
+        return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.pick, noise)
+    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, weight, graph.score, graph.pick, noise)
 
 
 class _SomeSlots:

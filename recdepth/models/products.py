@@ -1,8 +1,10 @@
-"""Matrix products of the layers, by whichever library is the fastest on this machine."""
+"""Matrix products of the layers: laid out, and by whichever library, is the fastest on this machine."""
 
 from __future__ import annotations
 
+import platform
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,21 +12,30 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+
+def _intel() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (cpuinfo.read_text() if cpuinfo.is_file() else platform.processor())
+
+
 #: Multiply-adds from which oneDNN's product is the faster one: it lays the weight out anew at every call.
 LARGE = 1_200_000
-#: Whether wide float32 products go to oneDNN: MKL, PyTorch's usual choice, leaves AVX-512 unused on some CPUs that
-#: have it (benchmarks/products.py measures both).
-ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+#: Whether wide float32 products go to oneDNN: MKL, PyTorch's usual choice, leaves AVX-512 unused on CPUs of others
+#: than its maker (benchmarks/products.py measures both).
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not _intel()
 
 
 class Linear(nn.Linear):
-    """``y = x Wᵀ`` as :class:`torch.nn.Linear` without bias; libraries differ in the last bits.
+    """``y = x Wᵀ`` as :class:`torch.nn.Linear` without bias; libraries and layouts differ in the last bits.
 
-    Large products in float32 on a CPU with AVX-512 go to oneDNN, everything else to PyTorch's own choice.
+    The weight is [out, in] as there, yet lies in memory as its transpose: a product of few rows, as sampling has them,
+    takes half the time on some CPUs. Large products in float32 go to oneDNN where MKL does not use AVX-512, everything
+    else to PyTorch's own choice.
     """
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
+        self.weight.data = self.weight.data.t().contiguous().t()
 
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if _suits_onednn(input, self.weight):

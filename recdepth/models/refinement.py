@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cache import Buffers, Cache, Span
 
-#: From logits [batch, 1, vocab], and noise of that shape or None, to tokens [batch, 1].
+#: From logits [batch, time, vocab], and noise of that shape or None, to tokens [batch, time].
 Pick = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -31,7 +31,9 @@ class RefinementMixin:
         steps: int = 1,
         weight: Float[Tensor, "batch time 1"] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocab"], Tensor | None]:
+        pick: Pick | None = None,
+        noise: Float[Tensor, "batch time vocab"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time vocab"] | Int[Tensor, "batch time"], Tensor | None]:
         """The seams one after the other, on buffers by position: embed, mix, some recurrences, read out.
 
         Args:
@@ -43,9 +45,11 @@ class RefinementMixin:
             steps: recurrences that they get.
             weight: with ``buffers.mixed``, weight of the present embedding against the mixed one.
             score: of the states after and before.
+            pick: from logits to tokens; None for the logits.
+            noise: what ``pick`` gets, or None.
 
         Returns:
-            logits as :meth:`decode`, and the score.
+            what ``pick`` says or logits as :meth:`decode`, and the score.
         """
         span = self._as_span(positions, cache)
         at = torch.arange(len(span.positions), device=input_ids.device)[:, None], span.positions
@@ -61,7 +65,8 @@ class RefinementMixin:
         for step in range(steps):
             s = seams.recur(self, e, s, cache, span, depth + step)
         buffers.states[at] = s
-        return seams.decode(self, s, cache, span), None if score is None else score(s, before)
+        said = seams.decode(self, s, cache, span)
+        return said if pick is None else pick(said, noise), None if score is None else score(s, before)
 
     def draft(
         self,
@@ -90,7 +95,7 @@ class RefinementMixin:
         span, drafts = self._as_span(positions, cache), []
         for lane in range(span.positions.shape[1]):
             place = span.part(lane, lane + 1)
-            logits, _ = type(self).refine(self, input_ids, buffers, cache, place, steps=steps)
-            input_ids = pick(logits, None if noise is None else noise[:, lane : lane + 1])
+            own = None if noise is None else noise[:, lane : lane + 1]
+            input_ids, _ = type(self).refine(self, input_ids, buffers, cache, place, steps=steps, pick=pick, noise=own)
             drafts.append(input_ids)
         return torch.cat(drafts, dim=1)

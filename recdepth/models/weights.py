@@ -185,7 +185,7 @@ def fill(
     def place(name: str, tensors: list[Tensor]) -> None:
         module, _, leaf = name.rpartition(".")
         old = model.get_parameter(name)
-        new = torch.empty(old.shape, dtype=dtype, device=device)
+        new = torch.empty_like(old, dtype=dtype, device=device)  # laid out as the layer wants it
         for part, tensor in zip(new.split([t.shape[0] for t in tensors]), tensors, strict=True):
             part.copy_(tensor)
         setattr(model.get_submodule(module), leaf, torch.nn.Parameter(new, requires_grad=old.requires_grad))

@@ -141,6 +141,8 @@ class Decoding(ABC):
         Returns:
             whether any row has work.
         """
+        if not self.front.finished.any():  # all rows are at work
+            return True
         while True:
             for row in np.nonzero(self.front.finished & (self.serves >= 0))[0].tolist():
                 self.tokens[self.serves[row]] = self.front.new_tokens(row)
@@ -233,7 +235,7 @@ class Decoding(ABC):
         else:
             positions = self._lay(lanes.positions, -1)
         place = Place(start, self._row_index(batch), positions)
-        return place, self._span(place, int(lanes.positions.max()) + 1)
+        return place, self._span(place, lanes.end)
 
     def _span(self, place: Place, length: int) -> Span | Places:
         return self.seams.span(place.positions, self.cache, start=place.start, length=length)
@@ -255,3 +257,9 @@ class Decoding(ABC):
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+    def _noise(self, span: Span | Places) -> Tensor | None:
+        """For the choice of what lanes say; None if it is greedy."""
+        if self.choose.temperature == 0:
+            return None
+        return self.choose.noise(self._streams, span.positions + 1, self.model.config.vocab_size)

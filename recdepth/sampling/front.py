@@ -45,6 +45,11 @@ class Lanes:
     def width(self) -> int:
         return self.positions.shape[1]
 
+    @property
+    def end(self) -> int:
+        """The position behind the last lane of all rows."""
+        return int(self.positions.max()) + 1 if self.start is None else self.start + self.width
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -94,6 +99,9 @@ class Front:
         self.age = np.zeros((batch, capacity + 1), dtype=np.int64)
         self.finished = np.ones(batch, dtype=bool)
         self._rows = np.arange(batch)[:, None]
+        self._places = np.tile(np.arange(capacity + 1), (batch, 1))
+        self._everywhere = np.ones((batch, capacity + 1), dtype=bool)
+        self._read_by = 0  # where the longest prompt ends
 
     def admit(self, rows: Rows, prompts: list[list[int]], max_new_tokens: int) -> None:
         """Let finished rows serve new prompts; they have no lanes yet."""
@@ -102,6 +110,7 @@ class Front:
         tokens = np.zeros((len(rows), self.capacity + 1), dtype=np.int64)
         tokens[np.arange(self.capacity + 1) < lengths[:, None]] = np.concatenate(prompts)
         self.tokens[rows], self.pending[rows] = tokens, -1
+        self._read_by = max(self._read_by, int(lengths.max()))
         self.depth[rows] = self.age[rows] = 0
         self.front[rows] = self.width[rows] = self.stale[rows] = 0
         self.finished[rows] = False
@@ -157,24 +166,23 @@ class Front:
     def lanes(self) -> Lanes:
         """The lanes of the next step."""
         widest, start = int(self.width.max()), int(self.front[0])
-        offsets = np.arange(widest)
-        active = offsets < self.width[:, None]
-        alike = bool((self.front == start).all() and (self.width == widest).all())
-        positions = np.where(active, self.front[:, None] + offsets, -1)
-        at = np.s_[:, start : start + widest] if alike else (self._rows, positions)
-        depth = self.depth[at] if alike else np.where(active, self.depth[at], 0)
+        alike = len(self.front) == 1 or bool((self.front == start).all() and (self.width == widest).all())
+        at: Any
+        if alike:
+            at = np.s_[:, start : start + widest]
+            positions, active, depth = self._places[at], self._everywhere[:, :widest], self.depth[at].copy()
+            stale = int(self.stale.min()) - start
+        else:
+            offsets = np.arange(widest)
+            active = offsets < self.width[:, None]
+            positions = np.where(active, self.front[:, None] + offsets, -1)
+            at = self._rows, positions
+            depth = np.where(active, self.depth[at], 0)
+            stale = int(np.where(self.width > 0, self.stale - self.front, widest).min())
         steps = np.minimum(self.policy.inner_steps, self.policy.num_steps - depth[:, 0])
         steps = steps if alike else np.where(self.width > 0, steps, 0)
-        return Lanes(
-            positions=positions,
-            active=active,
-            start=start if alike else None,
-            stale=int(np.where(self.width > 0, self.stale - self.front, widest).min()),
-            depth=depth.copy(),
-            age=self.age[at].copy(),
-            steps=steps,
-            due=active & self.policy.due(depth, depth + steps[:, None]),
-        )
+        due = active if self.policy.always_due else active & self.policy.due(depth, depth + steps[:, None])
+        return Lanes(positions, active, start if alike else None, stale, depth, self.age[at].copy(), steps, due)
 
     def advance(self, lanes: Lanes, proposals: LaneInts | None, converged: LaneBools | np.bool) -> Outcome:
         """Apply what a step read out: drafts, flips, commits, stops, and new lanes.
@@ -194,19 +202,22 @@ class Front:
             return Outcome(none, none, none, depth, age)
 
         flipped, withdrawn = self._apply(lanes, proposals, depth)
-        behind_flip, first_flip = flipped, self.width
+        done = lanes.due & ((depth >= self.policy.num_steps) | converged)
+        behind_flip, unchanged = flipped, self.width
         if flipped.any():
             behind_flip = np.logical_or.accumulate(flipped, axis=1) & lanes.active
             self.depth[here] = np.where(behind_flip, 0, depth)
-            first_flip = np.where(flipped.any(1), flipped.argmax(1), self.width)
+            unchanged = np.where(flipped.any(1), flipped.argmax(1), self.width)
+            done &= ~flipped
 
-        done = lanes.due & ((depth >= self.policy.num_steps) | converged) & ~flipped
         committed = self._cut_at_stop(np.logical_and.accumulate(done, axis=1), lanes)
         count = committed.sum(1)
-        self.stale = self.front + np.maximum(first_flip, count)
-        # the next lane waits until the last one has been read out at draft_depth
-        last_depth = depth[self._rows[:, 0], np.maximum(self.width - 1, 0)]
-        ready = lanes.due.any(1) & (last_depth >= self.policy.draft_depth) | (count == self.width)
+        self.stale = self.front + np.maximum(unchanged, count)
+        ready: Any = True
+        if self.policy.draft_depth > 1 or not self.policy.always_due:
+            # the next lane waits until the last one has been read out at draft_depth
+            last_depth = depth[self._rows[:, 0], np.maximum(self.width - 1, 0)]
+            ready = lanes.due.any(1) & (last_depth >= self.policy.draft_depth) | (count == self.width)
         self.front = self.front + count
         self.width = self.width - count
         self._extend(self.policy.headway * ready)
@@ -225,7 +236,8 @@ class Front:
         """Drop all other rows."""
         for name in ("prompt", "last", "tokens", "pending", "front", "width", "stale", "depth", "age", "finished"):
             setattr(self, name, getattr(self, name)[rows])
-        self._rows = np.arange(len(rows))[:, None]
+        for name in ("_rows", "_places", "_everywhere"):  # the same for every row
+            setattr(self, name, getattr(self, name)[: len(rows)])
 
     def _at(self, lanes: Lanes, ahead: int = 0) -> tuple[Any, Any]:
         """Index of the lanes, or of the positions so far ahead of them, in arrays by row and position."""
@@ -241,14 +253,17 @@ class Front:
         """
         behind = self._at(lanes, 1)
         said = self.tokens[behind]
-        heard = lanes.due & (lanes.positions >= self.prompt[:, None] - 1)
+        heard = lanes.due
+        if lanes.start is None or lanes.start < self._read_by:
+            heard = heard & (lanes.positions >= self.prompt[:, None] - 1)
         differs = heard & (proposals != said)
-        opened = np.zeros_like(lanes.active)  # the position behind is a lane too
+        flipped, withdrawn = np.zeros(differs.shape, dtype=bool), 0
+        if not self.policy.confirm_flips and not differs.any():
+            return flipped, withdrawn
+        opened = np.zeros_like(flipped)  # the position behind is a lane too
         opened[:, :-1] = lanes.active[:, 1:]
-        withdrawn = 0
         if self.policy.confirm_flips:
             withdrawn = self._confirm(behind, proposals, heard, differs, depth, opened)
-        flipped = np.zeros_like(lanes.active)
         if differs.any():
             self.tokens[behind] = np.where(differs, proposals, said)
             flipped[:, 1:] = (differs & opened)[:, :-1]

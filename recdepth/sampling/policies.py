@@ -111,6 +111,12 @@ class Policy:
         """Whether a lane that went from one depth to another is to be read out."""
         return self._readouts_by[after] > self._readouts_by[before]
 
+    @cached_property
+    def always_due(self) -> bool:
+        """Whether every step ends with a read-out of all lanes."""
+        at_once = self.max_wavefront == 1 and self.inner_steps == self.num_steps
+        return at_once or bool(np.diff(self._readouts_by).all())
+
     @property
     def readout_depths(self) -> tuple[int, ...]:
         """Depths at which a lane is read out that gets one recurrence at a time."""

@@ -101,12 +101,8 @@ class Speculation(Wavefront):
             positions = at + ahead + np.arange(count)
             active = going & (positions < end)
             lane, span = self._place(np.where(active, positions, -1))
-            noise = self.choose.noise(self._streams, span.positions + 1, self.model.config.vocab_size)
-            drafts.append(
-                self.seams.draft(
-                    drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, pick=self.choose.pick, noise=noise
-                )
-            )
+            choice: Any = {"pick": self.choose.pick, "noise": self._noise(span)}
+            drafts.append(self.seams.draft(drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, **choice))
             self.stats.core_passes += depth * int(active.any(0).sum())
             self.stats.token_passes += depth * int(active.sum())
             self.stats.readouts += int(active.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -82,7 +83,7 @@ class TokenChooser:
             return None
         return gumbel(self.seed, TOKEN, rows[:, None], positions, count=vocabulary)
 
-    @property
+    @cached_property
     def pick(self) -> TokenPick:
         """The choice itself, which knows no seed: compiled graphs are kept by it."""
         return TokenPick(self.temperature, self.top_k, self.top_p, self.min_p)

@@ -31,13 +31,14 @@ class Wavefront(Decoding):
         self._ring = min(most, self._capacity)  # most lanes of a row
         self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
+        self._short = self._has_short_steps()
 
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
         tokens = self.front.input_tokens(lanes)
-        refine = self._refine_at_once if self._fits_one_graph(lanes) else self._refine
+        refine = self._refine_at_once if self._short and self._alike(lanes) else self._refine
         proposals, residual = refine(lanes, tokens, place, span)
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
@@ -58,17 +59,16 @@ class Wavefront(Decoding):
         place.write(self.states, s)  # only now: before is a view of it
         return proposals, residual
 
-    def _fits_one_graph(self, lanes: Lanes) -> bool:
-        """Whether a step is short and the same for all lanes: it is compiled as a whole then."""
+    def _has_short_steps(self) -> bool:
+        """Whether a step has few recurrences and reads all lanes out: it is compiled as a whole then."""
         policy, exit = self.policy, self.policy.exit
-        return (
-            policy.compile
-            and policy.kv == "shared"
-            and policy.inner_steps <= 2
-            and not policy.noise
-            and (self._ring > 1 and not exit.reads_logits if exit else bool((lanes.due | ~lanes.active).all()))
-            and bool((lanes.steps[lanes.active[:, 0]] == lanes.steps.max()).all())
-        )
+        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2 and not policy.noise
+        return short and (self._ring > 1 and not exit.reads_logits if exit else policy.always_due)
+
+    @staticmethod
+    def _alike(lanes: Lanes) -> bool:
+        """Whether all open rows get as many recurrences."""
+        return len(lanes.steps) == 1 or bool((lanes.steps[lanes.active[:, 0]] == lanes.steps.max()).all())
 
     def _refine_at_once(
         self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
@@ -77,7 +77,7 @@ class Wavefront(Decoding):
         exit, steps = self.policy.exit, int(lanes.steps.max())
         width = place.positions.shape[1]
         stale = compiled_width(max(width - lanes.stale, 1))
-        logits, score = self.seams.refine(
+        chosen, score = self.seams.refine(
             self._lay(tokens)[:, width - stale :],
             self._buffers(),
             self.cache,
@@ -85,11 +85,14 @@ class Wavefront(Decoding):
             steps=steps,
             weight=self._embedding_weights(lanes) if self.policy.momentum else None,
             score=scores_states(type(exit)) if exit else None,
+            pick=self.choose.pick,
+            noise=self._noise(span),
         )
+        open_lanes = int(np.count_nonzero(lanes.active))
         self.stats.core_passes += steps
-        self.stats.token_passes += steps * int(lanes.active.sum())
-        self.stats.readouts += int(lanes.active.sum())
-        return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)
+        self.stats.token_passes += steps * open_lanes
+        self.stats.readouts += open_lanes
+        return self._download(chosen, score, lanes.width)
 
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
@@ -125,18 +128,18 @@ class Wavefront(Decoding):
 
     def _recur(self, e: Tensor, s: Tensor, lanes: Lanes, span: Span | Places) -> Tensor:
         """Each row's own number of recurrences, on all of its lanes at once."""
-        depth = self._cache_depth(lanes)
+        depth, recur, cache = self._cache_depth(lanes), self.seams.recur, self.cache
         open_rows = lanes.steps[lanes.active[:, 0]]
         fewest, most = int(open_rows.min()), int(open_rows.max())
         for k in range(fewest):
-            s = self.seams.recur(e, s, self.cache, span, _deeper(depth, k))
+            s = recur(e, s, cache, span, _deeper(depth, k))
         for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
             positions = self._lay(np.where(going, lanes.positions, -1), -1)
-            partial = self.seams.span(positions, self.cache, length=span.length)
+            partial = self.seams.span(positions, cache, length=span.length)
             at = _deeper(depth, k)
             at = at.clamp(max=self.policy.num_steps - 1) if isinstance(at, Tensor) else at
-            s = torch.where(self._lay(going)[..., None], self.seams.recur(e, s, self.cache, partial, at), s)
+            s = torch.where(self._lay(going)[..., None], recur(e, s, cache, partial, at), s)
         self.stats.core_passes += most
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
         return s
@@ -168,7 +171,7 @@ class Wavefront(Decoding):
     ) -> tuple[LaneInts, Float[np.ndarray, "batch lanes"] | None]:
         """Bring both over in one transfer, without the padding."""
         if score is None or proposals.device.type == "cpu":
-            return proposals.cpu().numpy()[:, :width], None if score is None else score.numpy()[:, :width]
+            return proposals.numpy(force=True)[:, :width], None if score is None else score.numpy()[:, :width]
         both = torch.stack([proposals.double(), score.double()]).cpu().numpy()[..., :width]
         return both[0].astype(np.int64), both[1]
 
@@ -214,7 +217,7 @@ class Wavefront(Decoding):
 
     def _treat_flips(self, lanes: Lanes, outcome: Outcome, place: Place) -> None:
         """What becomes of the states behind a flip."""
-        self.stats.flips += int(outcome.flipped.sum())
+        self.stats.flips += int(np.count_nonzero(outcome.flipped))
         self.stats.flips_withdrawn += outcome.withdrawn
         if self.policy.on_flip == "keep" or not outcome.behind_flip.any():
             return
@@ -226,10 +229,12 @@ class Wavefront(Decoding):
             self.front.forget_age(lanes, outcome.behind_flip)
 
     def _settle(self, lanes: Lanes, outcome: Outcome) -> None:
-        self.stats.committed += int(outcome.committed.sum())
+        self.stats.committed += int(np.count_nonzero(outcome.committed))
         self._recurrences += int(outcome.age[outcome.committed].sum())
+        if self.policy.kv == "shared":
+            return
         early = outcome.committed & (outcome.depth < self.policy.num_steps)
-        if self.policy.kv == "per_depth" and early.any():
+        if early.any():
             rows = np.nonzero(early)[0]
             self.cache.settle(
                 self._upload(rows), self._upload(lanes.positions[early]), self._upload(outcome.depth[early])
