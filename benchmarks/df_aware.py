@@ -4,6 +4,7 @@
     python benchmarks/df_aware.py --list                 # what is to be done, and what is done
     python benchmarks/df_aware.py --tasks word_problems --seeds 0 1 2 --starts finetune
     python benchmarks/df_aware.py --base pointer_chase 0 outputs/pointer_chase
+    python benchmarks/df_aware.py --again                # compare the samplers of finished runs again
 
 For every task and seed, with as many steps as ``experiment=df_aware/…`` says: plain from scratch; every objective as a
 fine-tune of that model (or of ``--base TASK SEED FOLDER``); last ``--recipe`` from scratch. A step of the others takes
@@ -58,7 +59,7 @@ class Run:
         return (self.folder(outputs) / "comparison.json").is_file()
 
     def command(self, outputs: Path) -> list[str]:
-        """Start it, or go on from its last checkpoint if it was cut off in training.
+        """Start it, or go on from its last checkpoint.
 
         Raises:
             ValueError: if a run whose time it is to take is not finished.
@@ -69,7 +70,7 @@ class Run:
             seconds = max(read_run(outputs / name).seconds for name in self.as_long_as)
             limit = f"trainer.max_time='{duration(seconds)}'"
             words += ["trainer.max_steps=-1", limit, "trainer.val_check_interval=100000"]
-        if (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "model").is_dir():
+        if (folder / "checkpoints" / "last.ckpt").exists():  # with all its steps: the samplers are compared
             words += [f"resume={folder}", "init_from=null"]
         return words
 
@@ -139,6 +140,7 @@ def main() -> int:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/df_aware"))
     parser.add_argument("--set", nargs="*", default=["logger=none"], help="overrides of every run")
     parser.add_argument("--prefix", type=shlex.split, default=[], help="words before every command, such as 'nice'")
+    parser.add_argument("--again", action="store_true", help="compare the samplers of finished runs again")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     args = parser.parse_args()
     runs = list(study(args))
@@ -148,7 +150,7 @@ def main() -> int:
         print(f"[{number}/{len(runs)}] {run.name}: {'finished' if done else 'to do'}", flush=True)
         if args.list:
             continue
-        if not done:
+        if not done or args.again:
             try:
                 command = run.command(args.outputs)
             except ValueError as error:  # the runs whose time it is to take have failed

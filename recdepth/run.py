@@ -131,7 +131,10 @@ def _draw(cfg: DictConfig) -> None:
 
 
 def _check_resume(cfg: DictConfig) -> None:
-    """Raise ConfigError for a checkpoint that cannot be read, or that has all of the steps already."""
+    """Raise ConfigError for a checkpoint that cannot be read, or that has all of the steps already.
+
+    With ``compare``, one that has just as many steps as are wanted is welcome: its samplers are compared again.
+    """
     if cfg.resume is None:
         return
     path = checks.checkpoint_path(cfg.resume)
@@ -139,8 +142,9 @@ def _check_resume(cfg: DictConfig) -> None:
         step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
     except _UNREADABLE as error:
         raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
-    if 0 < cfg.trainer.max_steps <= step:
-        raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}"])
+    if 0 < cfg.trainer.max_steps <= step and not (cfg.compare and step == cfg.trainer.max_steps):
+        again = f", or set compare=true with trainer.max_steps={step} to compare its samplers again"
+        raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}{again}"])
 
 
 def _go_on(cfg: DictConfig) -> None:

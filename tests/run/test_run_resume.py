@@ -1,5 +1,7 @@
 """A run that is stopped and resumed ends where an uninterrupted one does."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,9 +41,21 @@ def test_a_run_that_has_all_its_steps_is_not_resumed(tiny, tmp_path) -> None:
     run.train(tiny(*STEPS, "trainer.max_steps=2", folder="first"))
     with pytest.raises(ConfigError, match=f"resume={tmp_path / 'first'} is at step 2; raise trainer.max_steps above 2"):
         run.train(tiny(*STEPS, "trainer.max_steps=2", f"resume={tmp_path / 'first'}", folder="second"))
+    with pytest.raises(ConfigError, match="is at step 2"):
+        run.train(tiny(*STEPS, "trainer.max_steps=1", "compare=true", f"resume={tmp_path / 'first'}", folder="second"))
     (tmp_path / "notes.ckpt").write_text("no checkpoint")
     with pytest.raises(ConfigError, match="is not a checkpoint"):
         run.train(tiny(*STEPS, f"resume={tmp_path / 'notes.ckpt'}", folder="third"))
+
+
+def test_the_samplers_of_a_finished_run_are_compared_again(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=2", folder="first"))
+    weights = (tmp_path / "first" / "model" / "model.safetensors").read_bytes()
+    again = ["compare=true", "comparison.num_steps=2", "comparison.accuracy_prompts=2", "comparison.speed_prompts=1"]
+    run.train(tiny(*STEPS, "trainer.max_steps=2", *again, f"resume={tmp_path / 'first'}", folder="first"))
+    rows = json.loads((tmp_path / "first" / "comparison.json").read_text())
+    assert {row["sampler"] for row in rows} >= {"ar-2", "exact"}
+    assert (tmp_path / "first" / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_run_whose_time_is_over_is_exported_all_the_same(tiny, tmp_path) -> None:
