@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from .hf_cache import RecurrentCache
+from .products import Linear
 
 if TYPE_CHECKING:
     from .cache import KVPolicy
@@ -96,7 +97,11 @@ class RecurrentGenerationMixin(GenerationMixin):
         """
         plain: Any = super()
         loaded = plain.from_pretrained(*args, **kwargs)
-        check_one_device(getattr(loaded[0] if isinstance(loaded, tuple) else loaded, "hf_device_map", {}))
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_one_device(getattr(model, "hf_device_map", {}))
+        for module in model.modules():
+            if isinstance(module, Linear) and module.weight is not model.embedding.weight:
+                module.lay_out()
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> Any:

@@ -35,6 +35,10 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Let the weight lie in memory as its transpose, where it does not."""
         self.weight.data = self.weight.data.t().contiguous().t()
 
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:

@@ -1,10 +1,13 @@
 """Products by oneDNN against PyTorch's own."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._inductor.utils import run_and_get_code
 
+import recdepth
 from recdepth.models import products
 from recdepth.models.products import Linear
 
@@ -80,3 +83,16 @@ def test_a_graph_for_sampling_calls_the_product_without_python(calls):
         found, code = run_and_get_code(compiled, x)
         torch.testing.assert_close(found, F.linear(x, layer.weight), rtol=1e-5, atol=1e-5)
     assert "cpu__linear_pointwise(" in "".join(code)
+
+
+def test_weights_lie_as_their_transposes_wherever_they_come_from(tmp_path):
+    config = recdepth.RecurrentDepthConfig(vocab_size=20, hidden_size=16, num_attention_heads=2)
+    model = recdepth.RecurrentDepthForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    loaded = [recdepth.load_model(tmp_path), recdepth.RecurrentDepthForCausalLM.from_pretrained(tmp_path)]
+    for each in (model, copy.deepcopy(model), model.double(), *loaded):
+        weights = {name: m.weight for name, m in each.named_modules() if isinstance(m, Linear) and name != "head"}
+        assert len(weights) > 8
+        assert all(weight.t().is_contiguous() and not weight.is_contiguous() for weight in weights.values())
+    for ours, theirs in zip(model.float().parameters(), loaded[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
