@@ -157,9 +157,11 @@ def test_a_real_compiler_gives_the_same_tokens():
         eager = sampler(single, [[1, 2]], **call)
         assert eager.stats.widest > 1
         assert replace(sampler, compile=True)(single, [[1, 2]], **call).tokens == eager.tokens
-    sampled = call | {"temperature": 0.9, "top_k": 9, "top_p": 0.9, "min_p": 0.01}  # inside the graph of drafts
-    found = Exact(num_steps=4, group=3, compile=True)(single, [[1, 2]], **sampled)
-    assert found.tokens == Exact(num_steps=4, group=3)(single, [[1, 2]], **sampled).tokens
+    sampled = call | {"temperature": 0.9, "top_k": 9, "top_p": 0.9, "min_p": 0.01}  # inside the graphs
+    short = DiffusionForcing(num_steps=4, inner_steps=1, exit_threshold=0.2, max_wavefront=3, momentum=0.1)
+    for sampler in (Exact(num_steps=4, group=3), short):
+        found = replace(sampler, compile=True)(single, [[1, 2]], **sampled)
+        assert found.tokens == sampler(single, [[1, 2]], **sampled).tokens
 
 
 @pytest.mark.parametrize(
