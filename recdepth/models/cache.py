@@ -33,6 +33,35 @@ Slot = Depth | range
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Lanes of several rows, as places of one: products cost what there is to do, however ragged the rows are.
+
+    Attributes:
+        rows, columns: [1, places], the row of each place, and which lane of it that is.
+        places: [batch, width], the place of each lane; any for one that has none.
+    """
+
+    rows: Int[Tensor, "1 places"]
+    columns: Int[Tensor, "1 places"]
+    places: Int[Tensor, "batch width"]
+
+    @classmethod
+    def of(cls, order: Int[Tensor, "1 places"], batch: int, width: int) -> Packing:
+        """A packing by the index of each place's lane among all ``batch · width``, that number for padding."""
+        count = torch.arange(order.shape[1], device=order.device)
+        places = torch.zeros(batch * width + 1, dtype=torch.long, device=order.device).scatter(0, order[0], count)
+        return cls((order // width).clamp(max=batch - 1), order % width, places[:-1].view(batch, width))
+
+    def unpack(self, x: Float[Tensor, "1 places ..."]) -> Float[Tensor, "batch width ..."]:
+        """Lanes by row."""
+        return x[0][self.places]
+
+    def pack(self, x: Float[Tensor, "batch width ..."]) -> Float[Tensor, "1 places ..."]:
+        """Lanes by place."""
+        return x[self.rows, self.columns]
+
+
+@dataclass(frozen=True)
 class Span:
     """The positions of one pass with all that follows from them, computed once and used by every layer.
 
@@ -43,6 +72,8 @@ class Span:
         causal: the queries are exactly the keys, in order.
         start: first position, where every row holds ``start … start+T-1``; None otherwise.
         length: number of keys, i.e. the highest position + 1 (with a cache) or T (without).
+        packing: where the places are lanes of several rows: batch is 1 then, but for the mask's, whose queries are the
+            unpacked lanes.
     """
 
     positions: Int[Tensor, "batch time"]
@@ -52,6 +83,14 @@ class Span:
     causal: bool
     start: int | None
     length: int
+    packing: Packing | None = None
+
+    @property
+    def rows(self) -> Int[Tensor, "batch time"]:
+        """The row of each place; broadcasts to that shape."""
+        if self.packing is not None:
+            return self.packing.rows
+        return torch.arange(len(self.positions), device=self.positions.device)[:, None]
 
     def part(self, begin: int, end: int) -> Span:
         """Some of the places, adjacent ones; of a span with a start, keys behind the last of them are left out."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .cache import Buffers, Depth, KVCache, Span
+from .cache import Buffers, Depth, KVCache, Packing, Span
 from .products import call_without_python
 from .refinement import Pick
 
@@ -83,16 +83,24 @@ class Seams(Protocol):
 
 @dataclass(frozen=True)
 class Places:
-    """Positions of a compiled pass, padded to its width with -1, and the number of keys it looks at."""
+    """Positions of a compiled pass, padded to its width with -1, and the number of keys it looks at.
+
+    Attributes:
+        causal: the positions are 0 to length - 1, those at the end replaced by padding.
+        order, width: of lanes of several rows packed into one (:class:`Packing`): which lane each place is, of so many
+            a row.
+    """
 
     positions: Int[Tensor, "batch time"]
     length: int
-    causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
+    causal: bool = False
+    order: Int[Tensor, "1 places"] | None = None
+    width: int = 0
 
     @functools.cached_property
-    def kind(self) -> tuple[torch.Size, int, bool]:
+    def kind(self) -> tuple[torch.Size, int, bool, int]:
         """What a graph has to be made for."""
-        return self.positions.shape, self.length, self.causal
+        return self.positions.shape, self.length, self.causal, self.width
 
     def part(self, begin: int, end: int) -> Places:
         """Some of the places, with the same keys."""
@@ -123,14 +131,22 @@ class CompiledSeams:
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
-        """As the model's; the number of keys is rounded up to one that is compiled."""
+    def span(
+        self,
+        positions: Tensor,
+        cache: KVCache,
+        start: int | None = None,
+        length: int | None = None,
+        order: Int[Tensor, "1 places"] | None = None,
+        width: int = 0,
+    ) -> Places:
+        """As the model's; the number of keys is rounded up to one that is compiled. For packed lanes see ``Places``."""
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
         positions, time = positions.contiguous(), positions.shape[1]
         if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
             return Places(positions, time, causal=True)
-        return Places(positions, compiled_capacity(length))
+        return Places(positions, compiled_capacity(length), order=order, width=width)
 
     def embed(self, ids: Int[Tensor, "batch time"], cache: KVCache, places: Places) -> Float[Tensor, "batch time dim"]:
         return self._call(_graph("embed"), (ids,), cache, places, cache.slots("embed"))
@@ -197,10 +213,12 @@ class CompiledSeams:
             if (device, dtype) not in self._tables:
                 self._tables[device, dtype] = model.rope_tables(device)
             name = "_".join(map(str, (*graph.name, *places.positions.shape, places.length)))
+            name += f"_packed_{places.width}" if places.width else ""
             found = self._graphs[key] = _compiled(name, device), self._tables[device, dtype]
         run, tables = found
         # a graph is found by shapes alone, so strides must follow from them
-        return run(model, graph, tuple([x.contiguous() for x in inputs]), places.positions, places, tables, stores)
+        inputs = tuple([x.contiguous() for x in inputs])
+        return run(model, graph, inputs, places.positions, places.order, places, tables, stores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +270,7 @@ def _run(
     graph: _Graph,
     inputs: tuple[Tensor, ...],
     positions: Tensor,
+    order: Tensor | None,
     places: Places,
     tables: tuple[Tensor, Tensor],
     stores: tuple[list[Tensor], list[Tensor]],
@@ -259,8 +278,12 @@ def _run(
     """One seam, or all, on tensors alone: everything else is a constant of the graph."""
     cos, sin = (table[positions][:, :, None] for table in tables)
     keys = torch.arange(places.length, device=positions.device)
-    mask = None if places.causal else keys <= positions.clamp(min=0)[:, None, :, None]
-    span = Span(positions, cos, sin, mask, places.causal, None, places.length)
+    packing, queries = None, positions
+    if order is not None:
+        packing = Packing.of(order, stores[0][0].shape[0], places.width)
+        queries = packing.unpack(positions)
+    mask = None if places.causal else keys <= queries.clamp(min=0)[:, None, :, None]
+    span = Span(positions, cos, sin, mask, places.causal, None, places.length, packing)
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
         e, s, depth = inputs
@@ -303,8 +326,7 @@ class _SomeSlots:
         return self._first_coda + layer
 
     def update(self, slot: Any, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        k, v = self.keys[slot], self.values[slot]
+        rows, k, v = span.rows, self.keys[slot], self.values[slot]
         k[rows, :, span.positions] = keys.transpose(1, 2)
         v[rows, :, span.positions] = values.transpose(1, 2)
         return k[:, :, : span.length], v[:, :, : span.length]

@@ -114,11 +114,14 @@ def attend(
 ) -> Float[Tensor, "batch time heads head_dim"]:
     """Causal attention to keys and values that all lanes share, [batch, kv_heads, keys, head_dim], or that each lane
     has for itself, [batch, time, kv_heads, keys, head_dim]; a head of keys serves as many adjacent query heads."""
-    grouped = q.shape[1] != k.shape[-3]
+    grouped, packing = q.shape[1] != k.shape[-3], span.packing
     if k.dim() == 4:
-        return F.scaled_dot_product_attention(
+        if packing is not None:
+            q = packing.unpack(q.transpose(1, 2)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=span.mask, is_causal=span.causal, enable_gqa=grouped
         ).transpose(1, 2)
+        return y if packing is None else packing.pack(y)
     batch, _, time, _ = q.shape
     mask = span.part(0, time).mask if span.causal else span.mask
     if torch.compiler.is_compiling():  # fused with the reading of the keys, which are not copied then

@@ -52,7 +52,7 @@ class RefinementMixin:
             what ``pick`` says or logits as :meth:`decode`, and the score.
         """
         span = self._as_span(positions, cache)
-        at = torch.arange(len(span.positions), device=input_ids.device)[:, None], span.positions
+        at = span.rows, span.positions
         tail = span.tail(span.positions.shape[1] - input_ids.shape[1])
         seams: Any = type(self)  # not the instance's own, which may be compiled for training, or watched
         buffers.embedded[at[0], tail.positions] = seams.embed(self, input_ids, cache, tail)

@@ -36,9 +36,10 @@ class Wavefront(Decoding):
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
         lanes = self.front.lanes()
-        place, span = self._locate(lanes)
+        at_once = self._short and self._alike(lanes)
+        place, span = self._locate(lanes, packed=at_once and len(lanes.steps) > 1)
         tokens = self.front.input_tokens(lanes)
-        refine = self._refine_at_once if self._short and self._alike(lanes) else self._refine
+        refine = self._refine_at_once if at_once else self._refine
         proposals, residual = refine(lanes, tokens, place, span)
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
@@ -74,11 +75,11 @@ class Wavefront(Decoding):
         self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
     ) -> tuple[LaneInts, Float[np.ndarray, "batch lanes"] | None]:
         """As :meth:`_refine`, in one graph."""
-        exit, steps = self.policy.exit, int(lanes.steps.max())
-        width = place.positions.shape[1]
-        stale = compiled_width(max(width - lanes.stale, 1))
+        exit, steps, ids = self.policy.exit, int(lanes.steps.max()), self._lay(tokens)
+        if self._order is None:  # packed, they are embedded anew together
+            ids = ids[:, -compiled_width(max(ids.shape[1] - lanes.stale, 1)) :]
         chosen, score = self.seams.refine(
-            self._lay(tokens)[:, width - stale :],
+            ids,
             self._buffers(),
             self.cache,
             span,
@@ -86,13 +87,22 @@ class Wavefront(Decoding):
             weight=self._embedding_weights(lanes) if self.policy.momentum else None,
             score=scores_states(type(exit)) if exit else None,
             pick=self.choose.pick,
-            noise=self._noise(span),
+            noise=self._noise(place, span),
         )
         open_lanes = int(np.count_nonzero(lanes.active))
         self.stats.core_passes += steps
         self.stats.token_passes += steps * open_lanes
         self.stats.readouts += open_lanes
-        return self._download(chosen, score, lanes.width)
+        proposals, residual = self._download(chosen, score, lanes.width if self._order is None else open_lanes)
+        return self._by_lane(proposals, lanes), None if residual is None else self._by_lane(residual, lanes)
+
+    def _by_lane(self, values: np.ndarray, lanes: Lanes) -> np.ndarray:
+        """What was said of lanes, [batch, lanes]; of those that were not packed, anything."""
+        if self._order is None:
+            return values
+        spread = np.zeros(lanes.active.shape, dtype=values.dtype)
+        spread.flat[self._order] = values
+        return spread
 
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
@@ -120,7 +130,7 @@ class Wavefront(Decoding):
         if not self.policy.noise:
             return s
         config = self.model.config
-        keys = (self._streams[:, None], place.positions, self._lay(lanes.age))
+        keys = (self._streams[place.rows], place.positions, self._lay(lanes.age))
         z = truncated_normal(self.choose.seed, STEP_NOISE, *keys, count=config.hidden_size)
         z = z * config.state_scale
         beta = self._lay(self.policy.noise_weights(lanes.age))[..., None]

@@ -159,9 +159,9 @@ def test_a_real_compiler_gives_the_same_tokens():
         assert replace(sampler, compile=True)(single, [[1, 2]], **call).tokens == eager.tokens
     sampled = call | {"temperature": 0.9, "top_k": 9, "top_p": 0.9, "min_p": 0.01}  # inside the graphs
     short = DiffusionForcing(num_steps=4, inner_steps=1, exit_threshold=0.2, max_wavefront=3, momentum=0.1)
-    for sampler in (Exact(num_steps=4, group=3), short):
-        found = replace(sampler, compile=True)(single, [[1, 2]], **sampled)
-        assert found.tokens == sampler(single, [[1, 2]], **sampled).tokens
+    for sampler, prompts in ((Exact(num_steps=4, group=3), [[1, 2]]), (short, [[1, 2]]), (short, [[1, 2], [3]])):
+        found = replace(sampler, compile=True)(single, prompts, **sampled)  # two rows: their lanes are packed
+        assert found.tokens == sampler(single, prompts, **sampled).tokens
 
 
 @pytest.mark.parametrize(
