@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from recdepth.models import Buffers
+from recdepth.sampling.fused import FrontTensors, FusedStep
 
 from .speed import wait
 
-#: What a sampler calls; ``refine`` and ``draft`` are the other three in one.
-SEAMS = ("embed", "recur", "decode", "refine", "draft")
+#: What a sampler calls; ``draft`` is the other three in one, and ``step`` these with the front's bookkeeping.
+SEAMS = ("embed", "recur", "decode", "draft", "step")
 
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
@@ -31,7 +32,7 @@ def wrapped_seams(seams: Sequence[Any], wrap: Wrap) -> Iterator[None]:
         seams: the objects whose attributes the sampler calls: the model, and its compiled seams if it uses them.
         wrap: (name, seam) -> what to call instead.
     """
-    places = [(owner, name) for owner in seams for name in SEAMS]
+    places = [(owner, name) for owner in seams for name in SEAMS if hasattr(owner, name)]
     own = [vars(owner).get(name) for owner, name in places]
     try:
         for owner, name in places:
@@ -51,7 +52,7 @@ class Shares:
 
     Attributes:
         core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
-        fused: inside ``refine`` and ``draft``, all three at once.
+        fused: inside ``draft`` and ``step``, all three at once; in ``step`` with flips and commits.
         bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
         seconds: what the call took, waits for the device around every seam included.
     """
@@ -93,7 +94,7 @@ def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.
         seconds = time.perf_counter() - began
     shares = {name: spent[name] / seconds for name in SEAMS}
     rest = max(0.0, 1 - sum(shares.values()))
-    fused = shares["refine"] + shares["draft"]
+    fused = shares["draft"] + shares["step"]
     return Shares(shares["recur"], shares["embed"], shares["decode"], fused, rest, seconds)
 
 
@@ -142,12 +143,15 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
             passes.append(CorePass(seam, (*copies(e, s), *args), kwargs))
             return seam(e, s, *args, **kwargs)
 
-        def refine(
-            ids: Tensor, buffers: Buffers, cache: Any, places: Any, depth: int = 0, steps: int = 1, **more: Any
-        ) -> Any:
-            pair = copies(*(buffer[:, : places.positions.shape[1]] for buffer in (buffers.embedded, buffers.states)))
-            passes.extend(CorePass(plain, (*pair, cache, places, depth + step), {}) for step in range(steps))
-            return seam(ids, buffers, cache, places, depth, steps, **more)
+        def fused(step: FusedStep, inputs: tuple[Tensor, ...], cache: Any, length: int) -> Any:
+            count = len(FrontTensors._fields)
+            front, (states, embedded) = FrontTensors(*inputs[:count]), inputs[count : count + 2]
+            lane = torch.arange(step.width, device=states.device)
+            positions = torch.where(lane < front.width[:, None], front.front[:, None] + lane, -1)
+            places = seam.__self__.span(positions, cache, length=length)  # type: ignore[attr-defined]
+            pair = copies(embedded[:, : step.width], states[:, : step.width])
+            passes.extend(CorePass(plain, (*pair, cache, places, 0), {}) for _ in range(step.steps))
+            return seam(step, inputs, cache, length)
 
         def draft(ids: Tensor, buffers: Buffers, cache: Any, places: Any, steps: int, **more: Any) -> Any:
             pair = copies(*(buffer[:, :1] for buffer in (buffers.embedded, buffers.states)))
@@ -157,9 +161,9 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
                     passes.extend(CorePass(plain, (*pair, cache, place, step), {}) for step in range(steps))
             return seam(ids, buffers, cache, places, steps, **more)
 
-        if name in ("refine", "draft"):
+        if name in ("step", "draft"):
             plain = seam.__self__.recur.__wrapped__  # type: ignore[attr-defined]
-            return refine if name == "refine" else draft
+            return fused if name == "step" else draft
         recur.__wrapped__ = seam  # type: ignore[attr-defined]
         return recur if name == "recur" else seam
 

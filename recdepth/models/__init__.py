@@ -1,6 +1,6 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
-from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Slot, Span
+from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Packing, Slot, Span
 from .compilation import WIDTHS, Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
@@ -18,6 +18,7 @@ __all__ = [
     "Flight",
     "KVCache",
     "KVPolicy",
+    "Packing",
     "Places",
     "RecurrentCache",
     "RecurrentDepthConfig",

@@ -38,19 +38,25 @@ class Packing:
 
     Attributes:
         rows, columns: [1, places], the row of each place, and which lane of it that is.
-        places: [batch, width], the place of each lane; any for one that has none.
+        used: [1, places], False for padding, whose row and lane are any.
+        places: [batch, width], the place of each lane; any for one that is closed.
     """
 
     rows: Int[Tensor, "1 places"]
     columns: Int[Tensor, "1 places"]
+    used: Bool[Tensor, "1 places"]
     places: Int[Tensor, "batch width"]
 
     @classmethod
-    def of(cls, order: Int[Tensor, "1 places"], batch: int, width: int) -> Packing:
-        """A packing by the index of each place's lane among all ``batch · width``, that number for padding."""
-        count = torch.arange(order.shape[1], device=order.device)
-        places = torch.zeros(batch * width + 1, dtype=torch.long, device=order.device).scatter(0, order[0], count)
-        return cls((order // width).clamp(max=batch - 1), order % width, places[:-1].view(batch, width))
+    def of(cls, lanes: Int[Tensor, " batch"], width: int, places: int) -> Packing:
+        """Pack the first lanes of each row, so many of at most ``width``; ``places`` is at least their sum."""
+        row, column = (torch.arange(n, device=lanes.device) for n in (len(lanes), width))
+        place = torch.arange(places, device=lanes.device)
+        begin = (lanes * (row < row[:, None])).sum(1)
+        rows = ((place[:, None] >= begin + lanes).sum(1)).clamp(max=len(lanes) - 1)
+        columns = (place - begin[rows]).clamp(max=width - 1)
+        used = place < lanes.sum()
+        return cls(rows[None], columns[None], used[None], (begin[:, None] + column).clamp(max=places - 1))
 
     def unpack(self, x: Float[Tensor, "1 places ..."]) -> Float[Tensor, "batch width ..."]:
         """Lanes by row."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .cache import Buffers, Depth, KVCache, Packing, Span
+from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .products import call_without_python
 from .refinement import Pick
 
@@ -75,32 +75,36 @@ class Seams(Protocol):
     def decode(self) -> Callable[..., Tensor]: ...
 
     @property
-    def refine(self) -> Callable[..., tuple[Tensor, Tensor | None]]: ...
+    def draft(self) -> Callable[..., Tensor]: ...
+
+
+class Step(Protocol):
+    """What a graph does that is a sampler's own; equal ones do the same."""
 
     @property
-    def draft(self) -> Callable[..., Tensor]: ...
+    def name(self) -> str:
+        """What profiles show."""
+        ...
+
+    def __call__(
+        self, model: RecurrentDepthForCausalLM, cache: Cache, span: Callable[..., Span], *inputs: Tensor
+    ) -> Any:
+        """Do it; ``span`` makes one of positions, and of a packing where lanes are packed."""
+        ...
 
 
 @dataclass(frozen=True)
 class Places:
-    """Positions of a compiled pass, padded to its width with -1, and the number of keys it looks at.
-
-    Attributes:
-        causal: the positions are 0 to length - 1, those at the end replaced by padding.
-        order, width: of lanes of several rows packed into one (:class:`Packing`): which lane each place is, of so many
-            a row.
-    """
+    """Positions of a compiled pass, padded to its width with -1, and the number of keys it looks at."""
 
     positions: Int[Tensor, "batch time"]
     length: int
-    causal: bool = False
-    order: Int[Tensor, "1 places"] | None = None
-    width: int = 0
+    causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
 
     @functools.cached_property
-    def kind(self) -> tuple[torch.Size, int, bool, int]:
+    def kind(self) -> tuple[torch.Size, int, bool]:
         """What a graph has to be made for."""
-        return self.positions.shape, self.length, self.causal, self.width
+        return self.positions.shape, self.length, self.causal
 
     def part(self, begin: int, end: int) -> Places:
         """Some of the places, with the same keys."""
@@ -131,22 +135,14 @@ class CompiledSeams:
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def span(
-        self,
-        positions: Tensor,
-        cache: KVCache,
-        start: int | None = None,
-        length: int | None = None,
-        order: Int[Tensor, "1 places"] | None = None,
-        width: int = 0,
-    ) -> Places:
-        """As the model's; the number of keys is rounded up to one that is compiled. For packed lanes see ``Places``."""
+    def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
+        """As the model's; the number of keys is rounded up to one that is compiled."""
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
         positions, time = positions.contiguous(), positions.shape[1]
         if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
             return Places(positions, time, causal=True)
-        return Places(positions, compiled_capacity(length), order=order, width=width)
+        return Places(positions, compiled_capacity(length))
 
     def embed(self, ids: Int[Tensor, "batch time"], cache: KVCache, places: Places) -> Float[Tensor, "batch time dim"]:
         return self._call(_graph("embed"), (ids,), cache, places, cache.slots("embed"))
@@ -170,23 +166,12 @@ class CompiledSeams:
     ) -> Float[Tensor, "batch kept vocab"]:
         return self._call(_graph("decode", keep=logits_to_keep), (s,), cache, places, cache.slots("decode"))
 
-    def refine(
-        self,
-        ids: Int[Tensor, "batch tail"],
-        buffers: Buffers,
-        cache: KVCache,
-        places: Places,
-        depth: int = 0,
-        steps: int = 1,
-        weight: Float[Tensor, "batch time 1"] | None = None,
-        score: Callable[[Tensor, Tensor], Tensor] | None = None,
-        pick: Pick | None = None,
-        noise: Float[Tensor, "batch time vocab"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocab"] | Int[Tensor, "batch time"], Tensor | None]:
-        """As the model's, in one graph."""
-        graph = _graph("refine", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, score, pick)
-        inputs = (ids, *buffers.tensors, *(x for x in (weight, noise) if x is not None))
-        return self._call(graph, inputs, cache, places, cache.slots("refine", depth, steps))
+    def step(self, step: Step, inputs: tuple[Tensor, ...], cache: KVCache, length: int) -> Any:
+        """A sampler's own step, in one graph, with so many keys. Tensors that it writes to are changed in place; their
+        shapes, dtypes and strides follow from the step and the cache."""
+        key = step, length, cache.kind
+        found = self._graphs.get(key) or self._add(key, _run_step, [step.name, *cache.kind[0][:1], length], cache)
+        return found[0](self._model(), step, inputs, length, found[1], cache.slots("refine"))
 
     def draft(
         self,
@@ -199,7 +184,7 @@ class CompiledSeams:
         noise: Float[Tensor, "batch time vocab"] | None = None,
     ) -> Int[Tensor, "batch time"]:
         """As the model's, in one graph."""
-        graph = _graph("draft", 0, steps, ids.shape[1], cache.kv == "per_depth", buffers.given, pick=pick)
+        graph = _graph("draft", steps=steps, apart=cache.kv == "per_depth", given=buffers.given, pick=pick)
         inputs = (ids, *buffers.tensors, *([] if noise is None else [noise]))
         return self._call(graph, inputs, cache, places, cache.slots("refine", 0, steps))
 
@@ -207,18 +192,20 @@ class CompiledSeams:
         model = self._model()
         assert model is not None
         key = graph, places.kind, cache.kind
-        found = self._graphs.get(key)
-        if found is None:
-            _, device, dtype = cache.kind
-            if (device, dtype) not in self._tables:
-                self._tables[device, dtype] = model.rope_tables(device)
-            name = "_".join(map(str, (*graph.name, *places.positions.shape, places.length)))
-            name += f"_packed_{places.width}" if places.width else ""
-            found = self._graphs[key] = _compiled(name, device), self._tables[device, dtype]
-        run, tables = found
+        name = [*graph.name, *places.positions.shape, places.length]
+        run, tables = self._graphs.get(key) or self._add(key, _run, name, cache)
         # a graph is found by shapes alone, so strides must follow from them
-        inputs = tuple([x.contiguous() for x in inputs])
-        return run(model, graph, inputs, places.positions, places.order, places, tables, stores)
+        return run(model, graph, tuple([x.contiguous() for x in inputs]), places.positions, places, tables, stores)
+
+    def _add(self, key: Any, run: Callable[..., Any], name: list[Any], cache: KVCache) -> Any:
+        """Make a graph, and the rotary tables that it reads."""
+        model, (_, device, dtype) = self._model(), cache.kind
+        assert model is not None
+        if (device, dtype) not in self._tables:
+            self._tables[device, dtype] = model.rope_tables(device)
+        assert isinstance(run, FunctionType)
+        self._graphs[key] = _compiled(run, "_".join(map(str, name)), device), self._tables[device, dtype]
+        return self._graphs[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,21 +213,19 @@ class _Graph:
     """What a graph does, apart from shapes; made by :func:`_graph`, so that equal ones are the same object.
 
     Attributes:
-        seam: embed, recur, decode, or refine and draft (all three).
+        seam: embed, recur, decode, or draft (all three).
         keep: of ``decode``: logits of the last so many places only; 0 for all.
-        steps, tail, apart, given: of ``refine`` and ``draft``: recurrences, lanes that are embedded at once, whether
-            recurrences have slots of their own, and whether there are mixed embeddings and initial states.
-        score, pick: of ``refine`` and ``draft``: what scores the states, and picks the tokens.
+        steps, apart, given: of ``draft``: recurrences, whether they have slots of their own, and whether there are
+            mixed embeddings and initial states.
+        pick: of ``draft``: what picks the tokens.
         own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
     """
 
     seam: str
     keep: int = 0
     steps: int = 1
-    tail: int = 0
     apart: bool = False
     given: tuple[bool, ...] = ()
-    score: Callable[..., Tensor] | None = None
     pick: Callable[..., Tensor] | None = None
     own_depths: tuple[int, ...] = ()
 
@@ -248,16 +233,16 @@ class _Graph:
     def name(self) -> list[Any]:
         """What profiles show, apart from shapes."""
         own = ["own"] * bool(self.own_depths)
-        return [self.seam, *["keep"] * bool(self.keep), *["tail", self.tail] * bool(self.tail), *own]
+        return [self.seam, *["keep"] * bool(self.keep), *own]
 
 
 _graph = functools.cache(_Graph)
 
 
-def _compiled(name: str, device: torch.device) -> Callable[..., Any]:
+def _compiled(run: FunctionType, name: str, device: torch.device) -> Callable[..., Any]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
-    code = _run.__code__.replace(co_name=name)  # graphs are kept by code object
-    run = FunctionType(code, _run.__globals__, name, _run.__defaults__, _run.__closure__)
+    code = run.__code__.replace(co_name=name)  # graphs are kept by code object
+    run = FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__)
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
     if device.type == "cpu":  # a graph's calls take as long as the work of one lane, from Python
         call_without_python()
@@ -270,20 +255,12 @@ def _run(
     graph: _Graph,
     inputs: tuple[Tensor, ...],
     positions: Tensor,
-    order: Tensor | None,
     places: Places,
     tables: tuple[Tensor, Tensor],
     stores: tuple[list[Tensor], list[Tensor]],
 ) -> Any:
     """One seam, or all, on tensors alone: everything else is a constant of the graph."""
-    cos, sin = (table[positions][:, :, None] for table in tables)
-    keys = torch.arange(places.length, device=positions.device)
-    packing, queries = None, positions
-    if order is not None:
-        packing = Packing.of(order, stores[0][0].shape[0], places.width)
-        queries = packing.unpack(positions)
-    mask = None if places.causal else keys <= queries.clamp(min=0)[:, None, :, None]
-    span = Span(positions, cos, sin, mask, places.causal, None, places.length, packing)
+    span = _span(tables, places.length, positions, causal=places.causal)
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
         e, s, depth = inputs
@@ -300,11 +277,33 @@ def _run(
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
     cache = _SomeSlots(*stores, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
     buffers = Buffers(states, embedded, mixed, initial)
-    weight = more.pop(0) if graph.seam == "refine" and mixed is not None else None
     noise = more[0] if more else None
-    if graph.seam == "draft":
-        return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.pick, noise)
-    return kind.refine(model, ids, buffers, cache, span, 0, graph.steps, weight, graph.score, graph.pick, noise)
+    return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.pick, noise)
+
+
+def _run_step(
+    model: RecurrentDepthForCausalLM,
+    step: Step,
+    inputs: tuple[Tensor, ...],
+    length: int,
+    tables: tuple[Tensor, Tensor],
+    stores: tuple[list[Tensor], list[Tensor]],
+) -> Any:
+    """A sampler's own step on tensors alone, with shared keys."""
+    prelude = len(model.prelude)
+    cache = _SomeSlots(*stores, first_core=prelude, first_coda=prelude + len(model.core))
+    return step(model, cache, functools.partial(_span, tables, length), *inputs)
+
+
+def _span(
+    tables: tuple[Tensor, Tensor], length: int, positions: Tensor, packing: Packing | None = None, causal: bool = False
+) -> Span:
+    """The span of these positions inside a graph, with so many keys."""
+    cos, sin = (table[positions][:, :, None] for table in tables)
+    queries = positions if packing is None else packing.unpack(positions)
+    keys = torch.arange(length, device=positions.device)
+    mask = None if causal else keys <= queries.clamp(min=0)[:, None, :, None]
+    return Span(positions, cos, sin, mask, causal, None, length, packing)
 
 
 class _SomeSlots:

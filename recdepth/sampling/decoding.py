@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from recdepth.models import (
@@ -95,7 +95,6 @@ class Decoding(ABC):
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
         batch = min(batch_size, len(prompts))
         self._count_rows = torch.arange(batch, device=self._device)[:, None]
-        self._order: Int[np.ndarray, " places"] | None = None  # the lanes that are packed in this step, by flat index
         self.front = Front(batch, self._capacity, stop_tokens, policy)
         self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
         self._waiting = 0  # the next prompt that no row has served yet
@@ -227,17 +226,9 @@ class Decoding(ABC):
         self.mixed = self.mixed[keep] if self.policy.momentum else self.embedded
         self.fresh_states = self.fresh_states[keep] if self.policy.on_flip != "keep" else self.states
 
-    def _locate(self, lanes: Lanes, packed: bool = False) -> tuple[Place, Span | Places]:
-        """Where lanes are, with their span; packed, those of all rows are side by side in one (:class:`Packing`)."""
+    def _locate(self, lanes: Lanes) -> tuple[Place, Span | Places]:
         batch = len(lanes.active)
         self.stats.widest = max(self.stats.widest, lanes.width)
-        self._order = np.flatnonzero(lanes.active) if packed else None
-        if self._order is not None:
-            width, positions = compiled_width(lanes.width), self._lay(lanes.positions, -1)
-            rows, columns = np.divmod(self._padded(self._order[None], lanes.active.size), lanes.width)
-            place = Place(None, self._upload(np.minimum(rows, batch - 1)), positions)
-            order = self._upload(np.where(rows < batch, rows * width + columns, batch * width))
-            return place, self.seams.span(positions, self.cache, length=lanes.end, order=order, width=width)
         start = None if self.policy.compile else lanes.start
         if start is not None:
             positions = self._count_up[None, start : start + lanes.width].expand(batch, -1)
@@ -256,27 +247,19 @@ class Decoding(ABC):
         return self._count_rows[:batch]
 
     def _lay(self, array: np.ndarray, fill: int = 0) -> Tensor:
-        """Upload what belongs to lanes, [batch, lanes], padded to the width that is compiled; [1, places] if packed."""
-        if self._order is not None:
-            array = array.reshape(1, -1)[:, self._order]
-        return self._upload(self._padded(array, fill) if self.policy.compile else array)
-
-    @staticmethod
-    def _padded(array: np.ndarray, fill: int) -> np.ndarray:
-        """Pad to the width that is compiled."""
+        """Upload what belongs to lanes, [batch, lanes], padded to the width that is compiled."""
         rows, width = array.shape
-        wide = compiled_width(width)
-        if wide == width:
-            return array
-        padded = np.full((rows, wide), fill, dtype=array.dtype)
-        padded[:, :width] = array
-        return padded
+        if self.policy.compile and (wide := compiled_width(width)) > width:
+            padded = np.full((rows, wide), fill, dtype=array.dtype)
+            padded[:, :width] = array
+            array = padded
+        return self._upload(array)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
-    def _noise(self, place: Place, span: Span | Places) -> Tensor | None:
+    def _noise(self, span: Span | Places) -> Tensor | None:
         """For the choice of what lanes say; None if it is greedy."""
         if self.choose.temperature == 0:
             return None
-        return self.choose.noise(self._streams[place.rows], span.positions + 1, self.model.config.vocab_size)
+        return self.choose.noise(self._streams, span.positions + 1, self.model.config.vocab_size)

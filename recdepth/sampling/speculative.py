@@ -101,7 +101,7 @@ class Speculation(Wavefront):
             positions = at + ahead + np.arange(count)
             active = going & (positions < end)
             lane, span = self._place(np.where(active, positions, -1))
-            choice: Any = {"pick": self.choose.pick, "noise": self._noise(lane, span)}
+            choice: Any = {"pick": self.choose.pick, "noise": self._noise(span)}
             drafts.append(self.seams.draft(drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, **choice))
             self.stats.core_passes += depth * int(active.any(0).sum())
             self.stats.token_passes += depth * int(active.sum())

@@ -17,8 +17,8 @@ from recdepth.models import Depth, Flight, Places, Span, compiled_width
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .decoding import Decoding, Place
-from .exits import scores_states
 from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
+from .fused import FusedFront
 from .trace import TraceStep
 
 
@@ -31,16 +31,16 @@ class Wavefront(Decoding):
         self._ring = min(most, self._capacity)  # most lanes of a row
         self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
-        self._short = self._has_short_steps()
+        self._fused = FusedFront(self) if FusedFront.can_run(self) else None
 
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
+        if self._fused is not None:
+            return self._fused.step()
         lanes = self.front.lanes()
-        at_once = self._short and self._alike(lanes)
-        place, span = self._locate(lanes, packed=at_once and len(lanes.steps) > 1)
+        place, span = self._locate(lanes)
         tokens = self.front.input_tokens(lanes)
-        refine = self._refine_at_once if at_once else self._refine
-        proposals, residual = refine(lanes, tokens, place, span)
+        proposals, residual = self._refine(lanes, tokens, place, span)
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
@@ -59,50 +59,6 @@ class Wavefront(Decoding):
         proposals, residual = self._read_out(s, before, lanes, place, span)
         place.write(self.states, s)  # only now: before is a view of it
         return proposals, residual
-
-    def _has_short_steps(self) -> bool:
-        """Whether a step has few recurrences and reads all lanes out: it is compiled as a whole then."""
-        policy, exit = self.policy, self.policy.exit
-        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2 and not policy.noise
-        return short and (self._ring > 1 and not exit.reads_logits if exit else policy.always_due)
-
-    @staticmethod
-    def _alike(lanes: Lanes) -> bool:
-        """Whether all open rows get as many recurrences."""
-        return len(lanes.steps) == 1 or bool((lanes.steps[lanes.active[:, 0]] == lanes.steps.max()).all())
-
-    def _refine_at_once(
-        self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
-    ) -> tuple[LaneInts, Float[np.ndarray, "batch lanes"] | None]:
-        """As :meth:`_refine`, in one graph."""
-        exit, steps, ids = self.policy.exit, int(lanes.steps.max()), self._lay(tokens)
-        if self._order is None:  # packed, they are embedded anew together
-            ids = ids[:, -compiled_width(max(ids.shape[1] - lanes.stale, 1)) :]
-        chosen, score = self.seams.refine(
-            ids,
-            self._buffers(),
-            self.cache,
-            span,
-            steps=steps,
-            weight=self._embedding_weights(lanes) if self.policy.momentum else None,
-            score=scores_states(type(exit)) if exit else None,
-            pick=self.choose.pick,
-            noise=self._noise(place, span),
-        )
-        open_lanes = int(np.count_nonzero(lanes.active))
-        self.stats.core_passes += steps
-        self.stats.token_passes += steps * open_lanes
-        self.stats.readouts += open_lanes
-        proposals, residual = self._download(chosen, score, lanes.width if self._order is None else open_lanes)
-        return self._by_lane(proposals, lanes), None if residual is None else self._by_lane(residual, lanes)
-
-    def _by_lane(self, values: np.ndarray, lanes: Lanes) -> np.ndarray:
-        """What was said of lanes, [batch, lanes]; of those that were not packed, anything."""
-        if self._order is None:
-            return values
-        spread = np.zeros(lanes.active.shape, dtype=values.dtype)
-        spread.flat[self._order] = values
-        return spread
 
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
@@ -130,7 +86,7 @@ class Wavefront(Decoding):
         if not self.policy.noise:
             return s
         config = self.model.config
-        keys = (self._streams[place.rows], place.positions, self._lay(lanes.age))
+        keys = (self._streams[:, None], place.positions, self._lay(lanes.age))
         z = truncated_normal(self.choose.seed, STEP_NOISE, *keys, count=config.hidden_size)
         z = z * config.state_scale
         beta = self._lay(self.policy.noise_weights(lanes.age))[..., None]
@@ -250,8 +206,15 @@ class Wavefront(Decoding):
                 self._upload(rows), self._upload(lanes.positions[early]), self._upload(outcome.depth[early])
             )
 
+    def _fill(self, rows: Rows) -> None:
+        super()._fill(rows)
+        if self._fused is not None:
+            self._fused.upload()
+
     def _keep_rows(self, rows: Rows) -> None:
         super()._keep_rows(rows)
+        if self._fused is not None:
+            self._fused.upload()
         if self._looks is not None:
             keep = self._upload(rows)
             self._looks = self._looks[0][keep], self._looks[1][keep]

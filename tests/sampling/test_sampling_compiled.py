@@ -172,11 +172,12 @@ def test_one_graph_sees_one_layout(sampler, monkeypatch):
     """A graph bakes in the strides it was compiled for, and nothing checks them afterwards."""
     seen: dict[str, set] = {}
 
-    def graph(name, device):
-        def run(model, seam, inputs, positions, *rest):
-            strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (*inputs, positions)]
+    def graph(make, name, device):
+        def run(model, seam, inputs, *rest):
+            tensors = [x for x in (*inputs, rest[0]) if isinstance(x, torch.Tensor)]
+            strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in tensors]
             seen.setdefault(name, set()).add(str(strides))
-            return compilation._run(model, seam, inputs, positions, *rest)
+            return make(model, seam, inputs, *rest)
 
         return run
 

@@ -1,0 +1,283 @@
+"""Short steps of the wavefront, each one graph: refinement and the front's bookkeeping, which stays on the device.
+
+The rules are those of :class:`~recdepth.sampling.front.Front`, which runs every other kind of step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from recdepth.models import Buffers, Packing, Span, compiled_capacity, compiled_width, sampling_seams
+from recdepth.models.refinement import Pick
+
+from .exits import scores_states
+
+if TYPE_CHECKING:
+    from .wavefront import Wavefront
+
+
+class FrontTensors(NamedTuple):
+    """What a step reads and changes of a front; names as there.
+
+    Attributes:
+        limit: most lanes of each row.
+        counts: positions committed so far, recurrences that they had had, and flips.
+        settings: r, the exit's threshold, and η.
+    """
+
+    tokens: Int[Tensor, "batch places"]
+    depth: Int[Tensor, "batch places"]
+    age: Int[Tensor, "batch places"]
+    front: Int[Tensor, " batch"]
+    width: Int[Tensor, " batch"]
+    stale: Int[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
+    counts: Int[Tensor, " three"]
+    prompt: Int[Tensor, " batch"]
+    last: Int[Tensor, " batch"]
+    stop: Int[Tensor, " stops"]
+    limit: Int[Tensor, " batch"]
+    settings: Float[Tensor, " three"]
+
+
+@dataclass(frozen=True, eq=False)
+class FusedStep:
+    """One step on tensors alone; made by :func:`fused_step`, so that equal ones are the same object.
+
+    Attributes:
+        steps: recurrences.
+        headway: lanes that may open.
+        width: lanes of each row, closed ones included.
+        places: of several rows' open lanes, packed; 0 for one row's, as they are.
+        tail: lanes that are embedded anew, at the end of one row's.
+        stops: number of stop tokens.
+        mixing: whether there is momentum.
+        score: of an exit criterion on states, or None.
+        pick: from logits to tokens.
+    """
+
+    steps: int
+    headway: int
+    width: int
+    places: int
+    tail: int
+    stops: int
+    mixing: bool
+    score: Callable[..., Tensor] | None
+    pick: Pick
+
+    @property
+    def name(self) -> str:
+        """What profiles show."""
+        return f"step_{self.width}_{self.places or self.tail}"
+
+    def __call__(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> None:
+        """Refine the open lanes, let drafts flip, commit and open."""
+        count = len(FrontTensors._fields)
+        front, (states, embedded, *more) = FrontTensors(*inputs[:count]), inputs[count:]
+        mixed = more.pop(0) if self.mixing else None
+        lane = torch.arange(self.width, device=front.front.device)
+        active = lane < front.width[:, None]
+        positions = torch.where(active, front.front[:, None] + lane, -1)
+        here = torch.arange(len(positions), device=positions.device)[:, None], positions
+        noise = more[0] if more else None
+        said, score = self._refine(model, cache, span, front, here, Buffers(states, embedded, mixed), noise)
+        self._advance(front, active, here, said, score)
+
+    def _refine(
+        self,
+        model: Any,
+        cache: Any,
+        span: Callable[..., Span],
+        front: FrontTensors,
+        here: tuple[Tensor, Tensor],
+        buffers: Buffers,
+        noise: Tensor | None,
+    ) -> tuple[Int[Tensor, "batch width"], Tensor | None]:
+        """The tokens that lanes propose, and their scores."""
+        ids, positions, packing = front.tokens[here], here[1], None
+        weight = None
+        if buffers.mixed is not None:  # a new lane has no previous embedding
+            weight = torch.where(front.age[here] == 0, 1.0, 1.0 - front.settings[2])[..., None].to(buffers.mixed.dtype)
+        if self.places:
+            packing = Packing.of(front.width, self.width, self.places)
+            positions = torch.where(packing.used, packing.pack(positions), -1)
+            ids = packing.pack(ids)
+            weight, noise = (None if x is None else packing.pack(x) for x in (weight, noise))
+        seams: Any = type(model)  # not the instance's own, which may be compiled for training
+        said, score = seams.refine(
+            model,
+            ids[:, -self.tail :],
+            buffers,
+            cache,
+            span(positions, packing),
+            steps=self.steps,
+            weight=weight,
+            score=self.score,
+            pick=self.pick,
+            noise=noise,
+        )
+        if packing is None:
+            return said, score
+        return packing.unpack(said), None if score is None else packing.unpack(score)
+
+    def _advance(
+        self,
+        front: FrontTensors,
+        active: Bool[Tensor, "batch width"],
+        here: tuple[Tensor, Tensor],
+        said: Int[Tensor, "batch width"],
+        score: Float[Tensor, "batch width"] | None,
+    ) -> None:
+        """As ``Front.advance`` with all lanes due, and drafts that change as soon as another token is said."""
+        rows, positions = here
+        lane = torch.arange(self.width, device=rows.device)
+        depth, age = front.depth[here] + self.steps, front.age[here] + self.steps
+
+        behind = rows, torch.where(active, positions + 1, -1)
+        held = front.tokens[behind]
+        heard = active & (positions >= front.prompt[:, None] - 1)  # prompt tokens never change
+        differs = heard & (said != held)
+        text = torch.where(differs, said, held)
+        front.tokens[behind] = text
+        flips = differs & (lane + 1 < front.width[:, None])  # the position behind is a lane too
+        first_flip = torch.where(flips, lane + 1, self.width).amin(1)  # the first lane whose own token changed
+
+        done = depth >= front.settings[0]
+        if score is not None:
+            done = done | (score < front.settings[1].to(score.dtype))
+        done = done & active & (lane < first_flip[:, None])
+        count = torch.where(done, self.width, lane).amin(1)  # up to the first that is not
+        stops = heard & (lane < count[:, None]) & (text[..., None] == front.stop).any(-1)
+        first_stop = torch.where(stops, lane, self.width).amin(1)
+        count = torch.minimum(count, first_stop + 1)
+        committed = lane < count[:, None]
+
+        front.counts.add_(torch.stack([count.sum(), (age * committed).sum(), flips.sum()]))
+        front.depth[here] = torch.where(lane < first_flip[:, None], depth, 0)
+        front.age[here] = age
+        unchanged = torch.minimum(first_flip, front.width)
+        front.stale.copy_(front.front + torch.maximum(unchanged, count))
+        begin, open_lanes = front.front + count, front.width - count
+        finished = front.finished | (first_stop < self.width) | (begin >= front.last)
+        room = torch.minimum(front.last - begin, front.limit)
+        width = torch.maximum(torch.minimum(open_lanes + self.headway, room), open_lanes).masked_fill(finished, 0)
+        front.front.copy_(begin)
+        front.width.copy_(width)
+        front.finished.copy_(finished)
+        if self.headway > 1:  # the first new lane's token was proposed by the lane before it
+            guess(front.tokens, begin + open_lanes + 1, width - open_lanes - 1, self.headway - 1)
+
+
+#: A step by its attributes.
+fused_step = functools.cache(FusedStep)
+
+
+def guess(
+    tokens: Int[Tensor, "rows places"], first: Int[Tensor, " rows"], count: Int[Tensor, " rows"], most: int
+) -> None:
+    """As :func:`recdepth.sampling.front.guess`, on tensors; at most ``most`` guesses a row."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    first = first.clamp(max=tokens.shape[1] - 1)  # of rows without guesses
+    places = torch.arange(tokens.shape[1] - 2, device=tokens.device)
+    last, before = tokens[rows, first - 1], tokens[rows, (first - 2).clamp(min=0)]
+    same = (tokens[:, :-2] == last[:, None]) & (places < first[:, None] - 1)
+    previous = torch.nn.functional.pad(tokens[:, :-3], (1, 0))
+    both = same & (previous == before[:, None]) & (places > 0)
+    at = ((same.long() + both.long()) * tokens.shape[1] + places * same).argmax(1)
+    behind = torch.where(same.any(1), at + 1, first - 1)
+    ahead = torch.arange(most, device=tokens.device)
+    followed = behind[:, None] + ahead % (first - behind)[:, None]
+    wanted = ahead < count[:, None]
+    tokens[rows[:, None], torch.where(wanted, first[:, None] + ahead, -1)] = tokens[rows[:, None], followed]
+
+
+class FusedFront:
+    """Runs a wavefront's steps as graphs. On a CPU the tensors share the front's memory: nothing is copied.
+
+    Args:
+        wavefront: of which :meth:`can_run` says yes.
+    """
+
+    def __init__(self, wavefront: Wavefront):
+        self.wavefront = wavefront
+        self.seams = sampling_seams(wavefront.model)
+        exit = wavefront.policy.exit
+        self._score = scores_states(type(exit)) if exit else None
+        self._counts = np.zeros(3, dtype=np.int64)
+        threshold = exit.threshold if exit else 0.0
+        settings = [wavefront.policy.num_steps, threshold, wavefront.policy.momentum]
+        self._settings = torch.tensor(settings, dtype=torch.float64, device=wavefront.model.device)
+        self._inputs: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def can_run(wavefront: Wavefront) -> bool:
+        """Whether steps are short and alike, read all lanes out, keep states on a flip, and nobody looks on."""
+        policy, exit = wavefront.policy, wavefront.policy.exit
+        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2 and wavefront.tracer is None
+        alike = policy.num_steps % policy.inner_steps == 0 and policy.draft_depth == 1 and policy.max_wavefront > 1
+        plain = policy.on_flip == "keep" and not policy.noise and not policy.confirm_flips
+        return short and alike and plain and policy.always_due and not (exit and exit.reads_logits)
+
+    def upload(self) -> None:
+        """Take the front's arrays over: they are others since rows came or went."""
+        of, front, policy = self.wavefront, self.wavefront.front, self.wavefront.policy
+        limit = np.full_like(front.prompt, policy.max_wavefront)
+        arrays = vars(front) | {"counts": self._counts}
+        arrays["limit"] = limit if policy.prefill else np.maximum(limit, front.prompt)
+        names = FrontTensors._fields[:-1]
+        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(of._device) for name in names]
+        self._inputs = (*tensors, self._settings, of.states, of.embedded, *([of.mixed] if policy.momentum else []))
+
+    def step(self) -> None:
+        """One step of all rows."""
+        of, front, policy = self.wavefront, self.wavefront.front, self.wavefront.policy
+        widest, batch = int(front.width.max()), len(front.width)
+        if batch == 1:
+            lanes, end, width = widest, int(front.front[0]) + widest, compiled_width(widest)
+            stale = int(front.stale[0] - front.front[0])
+            places, tail = 0, width if width <= 8 else compiled_width(max(width - stale, 1))
+        else:  # packed, they are embedded anew together
+            lanes, end, width = int(front.width.sum()), int((front.front + front.width).max()), compiled_width(widest)
+            places = tail = compiled_width(lanes)
+        shape = width, places, tail, len(front.stop)
+        pick, mixing = of.choose.pick, bool(policy.momentum)
+        step = fused_step(policy.inner_steps, policy.headway, *shape, mixing, self._score, pick)
+        noise = () if of.choose.temperature == 0 else (self._noise(width),)
+        self.seams.step(step, (*self._inputs, *noise), of.cache, compiled_capacity(end))
+        if of._device.type != "cpu":
+            self._download()
+        stats = of.stats
+        stats.core_passes += policy.inner_steps
+        stats.token_passes += policy.inner_steps * lanes
+        stats.readouts += lanes
+        stats.widest = max(stats.widest, widest)
+        stats.committed, of._recurrences, stats.flips = self._counts.tolist()
+
+    def _noise(self, width: int) -> Tensor:
+        """For the choice of what lanes say."""
+        of = self.wavefront
+        behind = torch.from_numpy(of.front.front[:, None] + np.arange(1, width + 1)).to(of._device)
+        noise = of.choose.noise(of._streams, behind, of.model.config.vocab_size)
+        assert noise is not None
+        return noise
+
+    def _download(self) -> None:
+        """Bring back what steps change: where rows are, and their texts once a row has ended."""
+        front, tensors = self.wavefront.front, FrontTensors(*self._inputs[: len(FrontTensors._fields)])
+        rows = torch.stack([tensors.front, tensors.width, tensors.stale, tensors.finished.long()])
+        both = torch.cat([tensors.counts, rows.flatten()]).cpu().numpy()
+        self._counts[:] = both[:3]
+        front.front[:], front.width[:], front.stale[:], front.finished[:] = both[3:].reshape(4, -1)
+        if front.finished.any():
+            front.tokens[:], front.depth[:], front.age[:] = (
+                torch.stack([tensors.tokens, tensors.depth, tensors.age]).cpu().numpy()
+            )
