@@ -314,9 +314,10 @@ class KVCache:
         shape = (1, lanes, heads, span.length, dim)
         return store.as_strided(shape, (0, lane_step, head_step, time_step, 1), first)
 
-    def at_rows(self, rows: Int[Tensor, " some"]) -> CacheRows:
-        """Some of the rows, as a cache for passes over those alone."""
-        return CacheRows(self, rows)
+    def put_rows(self, rows: Int[Tensor, " some"], other: KVCache, length: int) -> None:
+        """Copy the first positions of another cache's rows into these."""
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, rows, :, :length] = theirs[:, :, :, :length]
 
     def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (finished rows stop costing)."""
@@ -324,28 +325,6 @@ class KVCache:
         self.values = self.values.index_select(1, rows)
         self._views.clear()
         self.__dict__.pop("kind", None)
-
-
-class CacheRows:
-    """Some rows of a cache, for passes over those alone: writes go through, reads copy these rows.
-
-    Args:
-        cache: the whole.
-        rows: which of its rows.
-    """
-
-    def __init__(self, cache: KVCache, rows: Int[Tensor, " some"]):
-        self.cache, self.rows = cache, rows
-        self.prelude_slot, self.core_slot, self.coda_slot = cache.prelude_slot, cache.core_slot, cache.coda_slot
-
-    def update(self, slot: Slot, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
-        """As :meth:`KVCache.update`, with one depth for all positions."""
-        assert isinstance(slot, int), "some rows alone have one depth"
-        stores = self.cache.keys[slot], self.cache.values[slot]
-        for store, new in zip(stores, (keys, values), strict=True):
-            store[self.rows[:, None], :, span.positions] = new.transpose(1, 2)
-        k, v = (store[self.rows, :, : span.length] for store in stores)
-        return k, v
 
 
 @dataclass(frozen=True)

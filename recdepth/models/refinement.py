@@ -27,7 +27,6 @@ class RefinementMixin:
         buffers: Buffers,
         cache: Cache,
         positions: Tensor | Span,
-        depth: int = 0,
         steps: int = 1,
         weight: Float[Tensor, "batch time 1"] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -41,8 +40,7 @@ class RefinementMixin:
             buffers: where the lanes' states and embeddings are read and written.
             cache: keys and values of earlier positions.
             positions: logical positions of all lanes, or their span.
-            depth: recurrences that the states have had.
-            steps: recurrences that they get.
+            steps: recurrences that the states get, the first ones of a per-depth cache.
             weight: with ``buffers.mixed``, weight of the present embedding against the mixed one.
             score: of the states after and before.
             pick: from logits to tokens; None for the logits.
@@ -63,7 +61,7 @@ class RefinementMixin:
             buffers.mixed[at] = e
         s = before = (buffers.states if buffers.initial is None else buffers.initial)[at]
         for step in range(steps):
-            s = seams.recur(self, e, s, cache, span, depth + step)
+            s = seams.recur(self, e, s, cache, span, step)
         buffers.states[at] = s
         said = seams.decode(self, s, cache, span)
         return said if pick is None else pick(said, noise), None if score is None else score(s, before)

@@ -14,6 +14,7 @@ from torch import Tensor
 from recdepth.models import (
     WIDTHS,
     Buffers,
+    KVCache,
     Places,
     RecurrentDepthForCausalLM,
     Seams,
@@ -53,6 +54,11 @@ class Place:
             buffer[:, self.start : self.start + self.positions.shape[1]] = value
         else:
             buffer[self.rows, self.positions] = value
+
+
+def refilled_rows(batch: int) -> int:
+    """How many rows have to be free before they take new prompts: a prefill costs much."""
+    return -(-batch // 4)
 
 
 class Decoding(ABC):
@@ -100,6 +106,7 @@ class Decoding(ABC):
         self._waiting = 0  # the next prompt that no row has served yet
         self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
         self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
+        self._small_caches: dict[int, KVCache] = {}  # by rows, for prompts that come while other rows are at work
         shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
         self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
@@ -149,7 +156,7 @@ class Decoding(ABC):
                 self.serves[row] = -1
             free = np.nonzero(self.serves < 0)[0]
             waiting = len(self.prompts) - self._waiting
-            if not waiting or len(free) < len(self.serves) / 4:  # a prefill costs much: for several rows at once
+            if not waiting or len(free) < refilled_rows(len(self.serves)):
                 break
             began = time.perf_counter()
             self._fill(free[:waiting])
@@ -188,20 +195,34 @@ class Decoding(ABC):
             self.front.open_over_prompt(rows)
 
     def _prefill(self, rows: Rows) -> None:
-        """These rows' prompts in one parallel pass; commits the first new tokens."""
+        """These rows' prompts in one parallel pass, or some rows at a time; commits the first new tokens."""
+        batch, longest = len(self.front.prompt), int(self.front.prompt[rows].max())
+        if len(rows) == batch:
+            self._prefill_into(self.cache, rows)
+            return
+        at_once = refilled_rows(batch)
+        for begin in range(0, len(rows), at_once):  # as many as usually come at once: few shapes to compile
+            some = rows[begin : begin + at_once]
+            cache = self._small_caches.get(len(some))
+            if cache is None:
+                cache = self.model.new_cache(len(some), self._capacity, self.policy.kv, self.policy.num_steps)
+                self._small_caches[len(some)] = cache
+            self._prefill_into(cache, some)
+            self.cache.put_rows(self._upload(some), cache, longest)
+
+    def _prefill_into(self, cache: KVCache, rows: Rows) -> None:
+        """These rows' prompts in one parallel pass, with a cache of as many rows."""
         front, steps = self.front, self.policy.prefill
         lengths = front.prompt[rows]
         longest = width = int(lengths.max())
-        everyone = len(rows) == len(front.prompt)
         seams: Seams = self.model
-        if everyone and self.policy.compile and longest <= WIDTHS[-1]:  # longer ones gain little, and differ a lot
+        if self.policy.compile and longest <= WIDTHS[-1]:  # longer ones gain little, and differ a lot
             seams, width = self.seams, compiled_width(longest)
         positions = np.arange(width) - (width - lengths)[:, None]  # padded on the left
         positions = np.where(positions >= 0, positions, -1)
-        start = 0 if everyone and (lengths == width).all() and seams is self.model else None
-        cache = self.cache if everyone else self.cache.at_rows(self._upload(rows))
-        place = Place(start, self._upload(rows)[:, None], self._upload(positions))
-        span = seams.span(place.positions, self.cache, start=start, length=longest)
+        place = Place(None, self._upload(rows)[:, None], self._upload(positions))
+        start = 0 if (lengths == width).all() and seams is self.model else None
+        span = seams.span(place.positions, cache, start=start, length=longest)
         e = seams.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
         s = place.read(self.states)
         for depth in range(steps):
@@ -211,7 +232,7 @@ class Decoding(ABC):
         if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
             row, column = np.nonzero(positions >= 0)
             where = self._upload(positions[row, column])
-            self.cache.settle(self._upload(rows[row]), where, torch.full_like(where, steps))
+            cache.settle(self._upload(row), where, torch.full_like(where, steps))
         self.stats.prefill_passes += steps
         front.open_after_prefill(rows, first[:, 0].cpu().numpy())
 

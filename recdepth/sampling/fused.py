@@ -217,6 +217,7 @@ class FusedFront:
         settings = [wavefront.policy.num_steps, threshold, wavefront.policy.momentum]
         self._settings = torch.tensor(settings, dtype=torch.float64, device=wavefront.model.device)
         self._inputs: tuple[Tensor, ...] = ()
+        self._shares_memory = wavefront._device.type == "cpu"
 
     @staticmethod
     def can_run(wavefront: Wavefront) -> bool:
@@ -234,7 +235,8 @@ class FusedFront:
         arrays = vars(front) | {"counts": self._counts}
         arrays["limit"] = limit if policy.prefill else np.maximum(limit, front.prompt)
         names = FrontTensors._fields[:-1]
-        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(of._device) for name in names]
+        copy = not self._shares_memory
+        tensors = [torch.from_numpy(arrays[name]).to(of._device, copy=copy) for name in names]
         self._inputs = (*tensors, self._settings, of.states, of.embedded, *([of.mixed] if policy.momentum else []))
 
     def step(self) -> None:
@@ -253,7 +255,7 @@ class FusedFront:
         step = fused_step(policy.inner_steps, policy.headway, *shape, mixing, self._score, pick)
         noise = () if of.choose.temperature == 0 else (self._noise(width),)
         self.seams.step(step, (*self._inputs, *noise), of.cache, compiled_capacity(end))
-        if of._device.type != "cpu":
+        if not self._shares_memory:
             self._download()
         stats = of.stats
         stats.core_passes += policy.inner_steps

@@ -2,12 +2,14 @@
 
 import logging
 import operator
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import pytest
 import torch
 import torch._inductor.config
@@ -15,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compilation
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, presets
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, fused, presets
+from recdepth.sampling.front import guess
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, depths, diffusion_settings, tiny_model
@@ -71,7 +74,7 @@ LONG = {"max_new_tokens": 30, "stop_tokens": []}
 
 
 # a model that does not contract amplifies the last bit, which differs with the width of a product
-@settings(few, max_examples=80)
+@settings(few, max_examples=int(os.environ.get("RECDEPTH_CASES", "80")))
 @given(cases(max_rows=4, gains=TAME), samplers(), st.integers(1, 4))
 @example((PLAIN, [[1, 2]], LONG), Exact(num_steps=6, max_wavefront=7), 1)  # 6 or 7 lanes are padded to 8, for long
 @example((PLAIN, [[1, 2], [3]], LONG), DiffusionForcing(num_steps=8, inner_steps=1, commit="depth", max_wavefront=7), 2)
@@ -101,6 +104,40 @@ def test_keys_beyond_the_first_bucket(kv):
     with as_if_compiled():
         found = replace(sampler, compile=True)(model, prompts, **call).tokens
     assert found == sampler(model, prompts, **call).tokens
+
+
+@few
+@given(cases(max_rows=4, gains=TAME), st.integers(1, 4), st.integers(1, 9))
+def test_where_the_front_has_memory_of_its_own_it_is_copied(case, headway, width):
+    model, prompts, call = case  # as on a GPU
+    sampler = DiffusionForcing(num_steps=4, inner_steps=1, exit_threshold=0.2, headway=headway, max_wavefront=width + 1)
+    made = fused.FusedFront.__init__
+
+    def apart(front, wavefront):
+        made(front, wavefront)
+        front._shares_memory = False
+
+    with as_if_compiled():
+        shared = replace(sampler, compile=True)(model, prompts, **call, batch_size=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused.FusedFront, "__init__", apart)
+            copied = replace(sampler, compile=True)(model, prompts, **call, batch_size=2)
+    assert copied.tokens == shared.tokens
+    assert copied.stats.core_passes == shared.stats.core_passes
+    assert copied.stats.flips == shared.stats.flips
+
+
+@given(st.data())
+def test_guesses_on_tensors_are_the_fronts(data):
+    length, most = data.draw(st.integers(4, 14)), data.draw(st.integers(1, 5))
+    text = st.lists(st.integers(0, 2), min_size=length + 1, max_size=length + 1)
+    tokens = np.array(data.draw(st.lists(text, min_size=1, max_size=3)))
+    first = np.array([data.draw(st.integers(1, length - 1)) for _ in tokens])
+    count = np.array([data.draw(st.integers(-2, min(most, length - f))) for f in first])
+    found = torch.from_numpy(tokens.copy())
+    fused.guess(found, torch.from_numpy(first), torch.from_numpy(count), most)
+    guess(tokens, first, count)
+    assert (found.numpy()[:, :-1] == tokens[:, :-1]).all()  # the last place is to spare
 
 
 def test_few_shapes_are_compiled_each_once(monkeypatch):

@@ -64,8 +64,10 @@ def schedule(lengths: list[int], batch_size: int) -> tuple[int, int]:
     rows, waiting, steps, prefills = [0] * min(batch_size, len(lengths)), list(lengths), 0, 0
     while True:
         free = [i for i, left in enumerate(rows) if not left]
-        if waiting and 4 * len(free) >= len(rows):  # a quarter of the rows at a time
-            prefills += 1
+        quarter = -(-len(rows) // 4)
+        if waiting and len(free) >= quarter:  # so many rows at a time, but all at once where all are free
+            filled = len(free[: len(waiting)])
+            prefills += 1 if filled == len(rows) else -(-filled // quarter)
             for i in free[: len(waiting)]:
                 rows[i] = waiting.pop(0) - 1
             continue
