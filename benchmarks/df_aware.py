@@ -5,6 +5,7 @@
     python benchmarks/df_aware.py --tasks word_problems --seeds 0 1 2 --starts finetune
     python benchmarks/df_aware.py --base pointer_chase 0 outputs/pointer_chase
     python benchmarks/df_aware.py --again                # compare the samplers of finished runs again
+    python benchmarks/df_aware.py --suffix=-compiled --set logger=none comparison.compile=true
 
 For every task and seed, with as many steps as ``experiment=df_aware/…`` says: plain from scratch; every objective as a
 fine-tune of that model (or of ``--base TASK SEED FOLDER``); last ``--recipe`` from scratch. A step of the others takes
@@ -89,7 +90,7 @@ def study(args: argparse.Namespace) -> Iterator[Run]:
         if (task, seed) not in bases:
             yield one(args, task, "scratch", PLAIN, seed)
         if "finetune" in args.starts:
-            start = bases.get((task, seed), str(args.outputs / f"{task}-scratch-{PLAIN}-{seed}"))
+            start = bases.get((task, seed), str(args.outputs / f"{task}-scratch-{PLAIN}-{seed}{args.suffix}"))
             made = [one(args, task, "finetune", each, seed, f"init_from={start}") for each in args.objectives]
             yield from made if "steps" in args.budgets else ()
             if "time" in args.budgets:
@@ -105,13 +106,13 @@ def one(args: argparse.Namespace, task: str, start: str, objective: str, seed: i
     """A run of as many steps as its experiment says."""
     experiment = task if start == "scratch" else f"{task}_finetune"
     words = [f"experiment=df_aware/{experiment}", f"objective={objective}", f"seed={seed}", *args.set, *more]
-    return Run(f"{task}-{start}-{objective}-{seed}", tuple(words))
+    return Run(f"{task}-{start}-{objective}-{seed}{args.suffix}", tuple(words))
 
 
 def equal_time(args: argparse.Namespace, task: str, start: str, seed: int, others: Sequence[Run], *more: str) -> Run:
     """Plain training for as long as the slowest of the others took."""
     plain = one(args, task, start, PLAIN, seed, *more)
-    return Run(f"{task}-{start}-{PLAIN}-time-{seed}", plain.overrides, tuple(run.name for run in others))
+    return Run(f"{task}-{start}-{PLAIN}-time-{seed}{args.suffix}", plain.overrides, tuple(run.name for run in others))
 
 
 def keep(folder: Path) -> None:
@@ -139,6 +140,7 @@ def main() -> int:
     parser.add_argument("--base", nargs=3, action="append", default=[], metavar=("TASK", "SEED", "FOLDER"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/df_aware"))
     parser.add_argument("--set", nargs="*", default=["logger=none"], help="overrides of every run")
+    parser.add_argument("--suffix", default="", help="of the runs' names: other overrides beside those of before")
     parser.add_argument("--prefix", type=shlex.split, default=[], help="words before every command, such as 'nice'")
     parser.add_argument("--again", action="store_true", help="compare the samplers of finished runs again")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")

@@ -272,20 +272,13 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     known = sorted(path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml") if path.stem != "weighted")
     if absent := [name for name in known if len(by_training.get(name, [])) < seeds]:
         facts += f" Not measured here, or on fewer seeds: {', '.join(absent)}."
-    if len(code := commits(setting)) > 1:
+    if len(code := sorted({run.commit[:7] for runs in by_training.values() for run in runs if run.commit})) > 1:
         facts += (
             f" The runs are of several commits ({', '.join(code)}, some with changes on top): a speed-up is a ratio"
         )
         facts += " within one run, yet later engines make both of its sides faster."
     parts = [verdict(by_training), headline(by_training), view(by_training), every_sampler(by_training)]
     return "\n".join([f"## {setting}", "", *(line for part in parts for line in part), facts, ""])
-
-
-def commits(setting: Setting) -> list[str]:
-    """Of the code that the section's runs were made by, as far as they noted it."""
-    noted = DATA.glob(f"{setting.task}-{setting.start}-*/provenance.json")
-    found = (json.loads(path.read_text(encoding="utf-8")).get("git_commit", "") for path in noted)
-    return sorted({commit[:7] for commit in found if commit})
 
 
 def page(runs: Sequence[StudyRun]) -> str:

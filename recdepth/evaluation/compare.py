@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +64,7 @@ def compare(
     batch_size: int = 64,
     seed: int = 0,
     console: Console | None = None,
+    compile: bool = False,
 ) -> list[Row]:
     """Compare samplers greedily: accuracy over many prompts in batches, speed over fewer, batch 1, in turn.
 
@@ -80,6 +81,7 @@ def compare(
         batch_size: of the accuracy part.
         seed: of noise.
         console: where progress goes; None for standard output.
+        compile: time compiled graphs, whatever the samplers say; accuracy is measured as they say.
 
     Returns:
         a row per sampler, in order; see :func:`comparison_row` for its keys.
@@ -106,7 +108,7 @@ def compare(
             )
         task = progress.add_task(f"speed of {len(samplers)} samplers in turn", total=speed_prompts)
         timings = time_in_turn(
-            samplers,
+            {name: replace(each, compile=True) if compile else each for name, each in samplers.items()},
             model,
             items[:speed_prompts],
             max_new_tokens=max_new_tokens,

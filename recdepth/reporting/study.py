@@ -26,14 +26,17 @@ class Setting:
     Attributes:
         task: the choice of ``data``.
         start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
+        compiled: whether samplers were timed as compiled graphs.
     """
 
     task: str
     start: str
+    compiled: bool = False
 
     def __str__(self) -> str:
         task = self.task.replace("_", " ").capitalize()
-        return f"{task}, {'from scratch' if self.start == 'scratch' else 'fine-tuned'}"
+        start = "from scratch" if self.start == "scratch" else "fine-tuned"
+        return f"{task}, {start}, compiled samplers" if self.compiled else f"{task}, {start}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class StudyRun:
         seconds: of the run up to the last logged step of training, over all of its sessions where it was resumed.
         steps: optimizer steps.
         step_seconds: median seconds of a step.
+        commit: of the code that made it, or "".
     """
 
     setting: Setting
@@ -61,6 +65,7 @@ class StudyRun:
     seconds: float
     steps: int
     step_seconds: float
+    commit: str = ""
 
     @property
     def reference(self) -> str:
@@ -85,6 +90,7 @@ def read_run(folder: Path) -> StudyRun:
     setting = Setting(
         task=choices["data"],
         start="finetune" if "finetune" in config["tags"] else "scratch",
+        compiled=bool(config.get("comparison", {}).get("compile")),
     )
     return StudyRun(
         setting=setting,
@@ -96,7 +102,15 @@ def read_run(folder: Path) -> StudyRun:
         seconds=_seconds(training),
         steps=training[-1]["step"] + 1 if training else 0,
         step_seconds=_step_seconds(training),
+        commit=_commit(folder),
     )
+
+
+def _commit(folder: Path) -> str:
+    try:
+        return str(json.loads(_text(folder, "provenance.json")).get("git_commit", ""))
+    except ValueError:  # runs of old noted none
+        return ""
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:

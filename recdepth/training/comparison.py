@@ -41,6 +41,7 @@ class Comparison:
         ar_depths: recurrences of further AR references; None for every power of two below ``num_steps``.
         lossless_prompts: prompts for the accuracy of ``exact`` and ``speculative``, whose text is that of AR (the
             agreement is logged); None for as many as the others get.
+        compile: time compiled graphs, whatever the samplers say; accuracy is measured as they say.
 
     Raises:
         ValueError: for values out of range.
@@ -55,6 +56,7 @@ class Comparison:
         samplers: Mapping[str, Sampler] | None = None,
         ar_depths: Sequence[int] | None = None,
         lossless_prompts: int | None = None,
+        compile: bool = False,
     ):
         at_least_one(
             num_steps=num_steps,
@@ -69,6 +71,7 @@ class Comparison:
         self.accuracy_prompts = accuracy_prompts
         self.speed_prompts = speed_prompts
         self.batch_size = batch_size
+        self.compile = compile
         self.lossless_prompts = accuracy_prompts if lossless_prompts is None else lossless_prompts
         self.samplers = comparison_samplers(num_steps, ar_depths)
         if samplers is not None:
@@ -107,6 +110,7 @@ class Comparison:
                 speed_prompts=self.speed_prompts,
                 batch_size=self.batch_size,
                 seed=seed,
+                compile=self.compile,
             )
         print_comparison(rows)
         try:

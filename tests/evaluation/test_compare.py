@@ -66,6 +66,23 @@ def test_fewer_prompts_for_a_slow_sampler(model) -> None:
     assert [row["n"] for row in rows] == [6, 3]
 
 
+def test_compiled_samplers_are_timed_and_eager_ones_scored(model, monkeypatch) -> None:
+    timed = []
+    monkeypatch.setattr(Autoregressive, "__call__", spied(Autoregressive.__call__, timed))
+    rows, _ = run(model, {"ar": Autoregressive(num_steps=2)}, compile=True)
+    assert {(batch, compiled) for batch, compiled in timed} == {(1, True), (2, False)}
+    assert not rows[0]["settings"]["compile"]
+
+
+def spied(call, seen):
+    def spy(sampler, model, prompts, **how):
+        seen.append((min(2, len(prompts)), sampler.compile))
+        with torch.compiler.set_stance("force_eager"):
+            return call(sampler, model, prompts, **how)
+
+    return spy
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -48,9 +48,10 @@ def row(name, kind, accuracy, speedup, **more):
     }
 
 
-def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8) -> Path:
+def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8, **comparison) -> Path:
     folder.mkdir(parents=True)
     config = {"tags": list(tags), "seed": seed, "trainer": {"max_steps": max_steps}, "init_from": "shipped"}
+    config["comparison"] = comparison
     config["callbacks"] = {"sampler_view": {"width": 16, "headway": 8}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "choices.yaml").write_text(yaml.safe_dump({"data": "word_problems", "objective": objective}))
@@ -89,6 +90,13 @@ def test_a_run_is_read_and_its_sessions_add_up(runs) -> None:
     assert read_run(runs / "longer").training == "next_token, equal time"
     with pytest.raises(ValueError, match=r"unfinished lacks config.yaml"):
         read_run(runs / "unfinished")
+
+
+def test_compiled_samplers_have_a_section_of_their_own(tmp_path) -> None:
+    write(tmp_path / "eager", "next_token", 0, 0.0)
+    write(tmp_path / "compiled", "next_token", 0, 0.0, compile=True)
+    groups = grouped([read_run(tmp_path / name) for name in ("eager", "compiled")])
+    assert [str(s) for s in groups] == ["Word problems, from scratch", "Word problems, from scratch, compiled samplers"]
 
 
 def test_seeds_are_averaged_and_the_fastest_equal_sampler_is_found(runs) -> None:
