@@ -146,6 +146,7 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
         def fused(step: FusedStep, inputs: tuple[Tensor, ...], cache: Any, length: int) -> Any:
             count = len(FrontTensors._fields)
             front, (states, embedded) = FrontTensors(*inputs[:count]), inputs[count : count + 2]
+            assert len(front.front) == 1, "passes of packed rows cannot be run bare"
             lane = torch.arange(step.width, device=states.device)
             positions = torch.where(lane < front.width[:, None], front.front[:, None] + lane, -1)
             places = seam.__self__.span(positions, cache, length=length)  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ def trace_call(
 ) -> Traced:
     """Call a sampler with a trace.
 
-    It is called before that without one, untimed, so that the trace's seconds hold neither compilation nor a cold
+    It is called before that with another one, untimed, so that the trace's seconds hold neither compilation nor a cold
     start: on a few tokens, or on all of them where graphs are compiled for what comes.
 
     Args:
@@ -43,7 +43,8 @@ def trace_call(
         ValueError: naming the prompt or setting that is wrong.
     """
     call["batch_size"] = len(prompts)
-    sampler(model, prompts, max_new_tokens=max_new_tokens if sampler.compile else min(8, max_new_tokens), **call)
+    few = max_new_tokens if sampler.compile else min(8, max_new_tokens)
+    sampler(model, prompts, max_new_tokens=few, trace=Trace(), **call)
     trace = Trace()
     tracer = trace if watching is None else Tracers((trace, watching))
     result = sampler(model, prompts, max_new_tokens=max_new_tokens, trace=tracer, **call)

@@ -100,6 +100,7 @@ class Span:
 
     def part(self, begin: int, end: int) -> Span:
         """Some of the places, adjacent ones; of a span with a start, keys behind the last of them are left out."""
+        assert self.packing is None, "packed lanes stay together"
         positions, rotary = self.positions[:, begin:end], (self.cos[:, begin:end], self.sin[:, begin:end])
         if self.start is None:
             assert self.mask is not None
@@ -114,6 +115,7 @@ class Span:
         """The places from one on, with the same keys."""
         if begin == 0:
             return self
+        assert self.packing is None, "packed lanes stay together"
         cos, sin = (table[:, begin:] for table in (self.cos, self.sin))
         mask = None if self.mask is None else self.mask[:, :, begin:]
         if self.causal:
@@ -315,9 +317,9 @@ class KVCache:
         return store.as_strided(shape, (0, lane_step, head_step, time_step, 1), first)
 
     def put_rows(self, rows: Int[Tensor, " some"], other: KVCache, length: int) -> None:
-        """Copy the first positions of another cache's rows into these."""
+        """Copy the first positions of another cache's first rows into these."""
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            mine[:, rows, :, :length] = theirs[:, :, :, :length]
+            mine[:, rows, :, :length] = theirs[:, : len(rows), :, :length]
 
     def keep_rows(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (finished rows stop costing)."""

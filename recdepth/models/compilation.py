@@ -169,6 +169,7 @@ class CompiledSeams:
     def step(self, step: Step, inputs: tuple[Tensor, ...], cache: KVCache, length: int) -> Any:
         """A sampler's own step, in one graph, with so many keys. Tensors that it writes to are changed in place; their
         shapes, dtypes and strides follow from the step and the cache."""
+        assert cache.kv == "shared", "a step's graph has one slot a layer"
         key = step, length, cache.kind
         found = self._graphs.get(key) or self._add(key, _run_step, [step.name, *cache.kind[0][:1], length], cache)
         return found[0](self._model(), step, inputs, length, found[1], cache.slots("refine"))

@@ -27,12 +27,12 @@ class RefinementMixin:
         buffers: Buffers,
         cache: Cache,
         positions: Tensor | Span,
-        steps: int = 1,
+        steps: int,
+        pick: Pick,
+        noise: Float[Tensor, "batch time vocab"] | None = None,
         weight: Float[Tensor, "batch time 1"] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
-        pick: Pick | None = None,
-        noise: Float[Tensor, "batch time vocab"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time vocab"] | Int[Tensor, "batch time"], Tensor | None]:
+    ) -> tuple[Int[Tensor, "batch time"], Tensor | None]:
         """The seams one after the other, on buffers by position: embed, mix, some recurrences, read out.
 
         Args:
@@ -41,13 +41,13 @@ class RefinementMixin:
             cache: keys and values of earlier positions.
             positions: logical positions of all lanes, or their span.
             steps: recurrences that the states get, the first ones of a per-depth cache.
+            pick: from logits to tokens.
+            noise: what ``pick`` gets, or None.
             weight: with ``buffers.mixed``, weight of the present embedding against the mixed one.
             score: of the states after and before.
-            pick: from logits to tokens; None for the logits.
-            noise: what ``pick`` gets, or None.
 
         Returns:
-            what ``pick`` says or logits as :meth:`decode`, and the score.
+            what the lanes say, and their scores.
         """
         span = self._as_span(positions, cache)
         at = span.rows, span.positions
@@ -64,7 +64,7 @@ class RefinementMixin:
             s = seams.recur(self, e, s, cache, span, step)
         buffers.states[at] = s
         said = seams.decode(self, s, cache, span)
-        return said if pick is None else pick(said, noise), None if score is None else score(s, before)
+        return pick(said, noise), None if score is None else score(s, before)
 
     def draft(
         self,

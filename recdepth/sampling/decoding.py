@@ -13,7 +13,6 @@ from torch import Tensor
 
 from recdepth.models import (
     WIDTHS,
-    Buffers,
     KVCache,
     Places,
     RecurrentDepthForCausalLM,
@@ -106,7 +105,7 @@ class Decoding(ABC):
         self._waiting = 0  # the next prompt that no row has served yet
         self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
         self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
-        self._small_caches: dict[int, KVCache] = {}  # by rows, for prompts that come while other rows are at work
+        self._small_cache: KVCache | None = None  # for prompts that come while other rows are at work
         shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
         self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
         self.mixed = torch.zeros_like(self.embedded) if policy.momentum else self.embedded  # e as the core last saw it
@@ -158,6 +157,8 @@ class Decoding(ABC):
             waiting = len(self.prompts) - self._waiting
             if not waiting or len(free) < refilled_rows(len(self.serves)):
                 break
+            if len(free) < len(self.serves):  # some of them wait for more
+                free = free[: len(free) // refilled_rows(len(self.serves)) * refilled_rows(len(self.serves))]
             began = time.perf_counter()
             self._fill(free[:waiting])
             seconds = time.perf_counter() - began
@@ -195,23 +196,21 @@ class Decoding(ABC):
             self.front.open_over_prompt(rows)
 
     def _prefill(self, rows: Rows) -> None:
-        """These rows' prompts in one parallel pass, or some rows at a time; commits the first new tokens."""
+        """Read these rows' prompts in, all together or a quarter of all rows at a time; commits the first new tokens."""
         batch, longest = len(self.front.prompt), int(self.front.prompt[rows].max())
         if len(rows) == batch:
             self._prefill_into(self.cache, rows)
             return
         at_once = refilled_rows(batch)
-        for begin in range(0, len(rows), at_once):  # as many as usually come at once: few shapes to compile
+        if self._small_cache is None or len(self._small_cache.keys[0]) != at_once:
+            self._small_cache = self.model.new_cache(at_once, self._capacity, self.policy.kv, self.policy.num_steps)
+        for begin in range(0, len(rows), at_once):
             some = rows[begin : begin + at_once]
-            cache = self._small_caches.get(len(some))
-            if cache is None:
-                cache = self.model.new_cache(len(some), self._capacity, self.policy.kv, self.policy.num_steps)
-                self._small_caches[len(some)] = cache
-            self._prefill_into(cache, some)
-            self.cache.put_rows(self._upload(some), cache, longest)
+            self._prefill_into(self._small_cache, some)
+            self.cache.put_rows(self._upload(some), self._small_cache, longest)
 
     def _prefill_into(self, cache: KVCache, rows: Rows) -> None:
-        """These rows' prompts in one parallel pass, with a cache of as many rows."""
+        """These rows' prompts in one parallel pass, with a cache of as many rows, or more: the rest is padding."""
         front, steps = self.front, self.policy.prefill
         lengths = front.prompt[rows]
         longest = width = int(lengths.max())
@@ -220,25 +219,29 @@ class Decoding(ABC):
             seams, width = self.seams, compiled_width(longest)
         positions = np.arange(width) - (width - lengths)[:, None]  # padded on the left
         positions = np.where(positions >= 0, positions, -1)
+        count, padding = len(rows), cache.keys.shape[1] - len(rows)
+        rows = np.pad(rows, (0, padding), mode="edge")
+        positions = np.pad(positions, ((0, padding), (0, 0)), constant_values=-1)
         place = Place(None, self._upload(rows)[:, None], self._upload(positions))
-        start = 0 if (lengths == width).all() and seams is self.model else None
+        start = 0 if (positions >= 0).all() and seams is self.model else None
         span = seams.span(place.positions, cache, start=start, length=longest)
         e = seams.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
         s = place.read(self.states)
         for depth in range(steps):
             s = seams.recur(e, s, cache, span, depth)
         logits = seams.decode(s, cache, span, logits_to_keep=1)
-        first = self.choose(logits, self._streams[place.rows[:, 0]], self._upload(lengths[:, None]))
+        behind = self._upload(front.prompt[rows][:, None])
+        first = self.choose(logits, self._streams[place.rows[:, 0]], behind)
         if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
             row, column = np.nonzero(positions >= 0)
             where = self._upload(positions[row, column])
             cache.settle(self._upload(row), where, torch.full_like(where, steps))
         self.stats.prefill_passes += steps
-        front.open_after_prefill(rows, first[:, 0].cpu().numpy())
+        front.open_after_prefill(rows[:count], first[:count, 0].cpu().numpy())
 
     def _keep_rows(self, rows: Rows) -> None:
         """Drop all other rows: they cost no more."""
-        keep = self._upload(rows)
+        keep, self._small_cache = self._upload(rows), None  # no prompt waits any more
         self.front.keep_rows(rows)
         self.serves = self.serves[rows]
         self._streams = self._streams[keep]
@@ -261,9 +264,6 @@ class Decoding(ABC):
     def _span(self, place: Place, length: int) -> Span | Places:
         return self.seams.span(place.positions, self.cache, start=place.start, length=length)
 
-    def _buffers(self) -> Buffers:
-        return Buffers(self.states, self.embedded, self.mixed if self.policy.momentum else None)
-
     def _row_index(self, batch: int) -> Tensor:
         return self._count_rows[:batch]
 
@@ -278,9 +278,3 @@ class Decoding(ABC):
 
     def _upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
-
-    def _noise(self, span: Span | Places) -> Tensor | None:
-        """For the choice of what lanes say; None if it is greedy."""
-        if self.choose.temperature == 0:
-            return None
-        return self.choose.noise(self._streams, span.positions + 1, self.model.config.vocab_size)

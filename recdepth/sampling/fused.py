@@ -48,6 +48,15 @@ class FrontTensors(NamedTuple):
     settings: Float[Tensor, " three"]
 
 
+class Seen(NamedTuple):
+    """What a step decided, [batch, width]: proposed tokens, scores, changed tokens of the lane behind, and commits."""
+
+    said: Tensor
+    score: Tensor | None
+    flips: Tensor
+    committed: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class FusedStep:
     """One step on tensors alone; made by :func:`fused_step`, so that equal ones are the same object.
@@ -57,9 +66,10 @@ class FusedStep:
         headway: lanes that may open.
         width: lanes of each row, closed ones included.
         places: of several rows' open lanes, packed; 0 for one row's, as they are.
-        tail: lanes that are embedded anew, at the end of one row's.
+        tail: the last so many lanes, which are embedded anew; all of them where they are packed.
         stops: number of stop tokens.
         mixing: whether there is momentum.
+        traced: whether to return what a trace wants to know.
         score: of an exit criterion on states, or None.
         pick: from logits to tokens.
     """
@@ -71,6 +81,7 @@ class FusedStep:
     tail: int
     stops: int
     mixing: bool
+    traced: bool
     score: Callable[..., Tensor] | None
     pick: Pick
 
@@ -79,7 +90,7 @@ class FusedStep:
         """What profiles show."""
         return f"step_{self.width}_{self.places or self.tail}"
 
-    def __call__(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> None:
+    def __call__(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> Seen | None:
         """Refine the open lanes, let drafts flip, commit and open."""
         count = len(FrontTensors._fields)
         front, (states, embedded, *more) = FrontTensors(*inputs[:count]), inputs[count:]
@@ -90,7 +101,8 @@ class FusedStep:
         here = torch.arange(len(positions), device=positions.device)[:, None], positions
         noise = more[0] if more else None
         said, score = self._refine(model, cache, span, front, here, Buffers(states, embedded, mixed), noise)
-        self._advance(front, active, here, said, score)
+        flips, committed = self._advance(front, active, here, said, score)
+        return Seen(said, score, flips, committed) if self.traced else None
 
     def _refine(
         self,
@@ -111,7 +123,7 @@ class FusedStep:
             packing = Packing.of(front.width, self.width, self.places)
             positions = torch.where(packing.used, packing.pack(positions), -1)
             ids = packing.pack(ids)
-            weight, noise = (None if x is None else packing.pack(x) for x in (weight, noise))
+            weight = None if weight is None else packing.pack(weight)
         seams: Any = type(model)  # not the instance's own, which may be compiled for training
         said, score = seams.refine(
             model,
@@ -136,8 +148,12 @@ class FusedStep:
         here: tuple[Tensor, Tensor],
         said: Int[Tensor, "batch width"],
         score: Float[Tensor, "batch width"] | None,
-    ) -> None:
-        """As ``Front.advance`` with all lanes due, and drafts that change as soon as another token is said."""
+    ) -> tuple[Bool[Tensor, "batch width"], Bool[Tensor, "batch width"]]:
+        """As ``Front.advance`` with all lanes due, and drafts that change as soon as another token is said.
+
+        Returns:
+            lanes that changed the token of the next one, and those that are committed.
+        """
         rows, positions = here
         lane = torch.arange(self.width, device=rows.device)
         depth, age = front.depth[here] + self.steps, front.age[here] + self.steps
@@ -175,6 +191,7 @@ class FusedStep:
         front.finished.copy_(finished)
         if self.headway > 1:  # the first new lane's token was proposed by the lane before it
             guess(front.tokens, begin + open_lanes + 1, width - open_lanes - 1, self.headway - 1)
+        return flips, committed
 
 
 #: A step by its attributes.
@@ -200,6 +217,14 @@ def guess(
     tokens[rows[:, None], torch.where(wanted, first[:, None] + ahead, -1)] = tokens[rows[:, None], followed]
 
 
+def packed_places(lanes: int) -> int:
+    """Places that are compiled for so many lanes of several rows: few numbers, as they multiply with widths."""
+    if lanes <= 32:
+        return max(8, compiled_width(lanes))
+    power = 1 << (lanes - 1).bit_length()
+    return power * 3 // 4 if lanes <= power * 3 // 4 else power
+
+
 class FusedFront:
     """Runs a wavefront's steps as graphs. On a CPU the tensors share the front's memory: nothing is copied.
 
@@ -221,9 +246,9 @@ class FusedFront:
 
     @staticmethod
     def can_run(wavefront: Wavefront) -> bool:
-        """Whether steps are short and alike, read all lanes out, keep states on a flip, and nobody looks on."""
+        """Whether steps are short and alike, read all lanes out, and keep states on a flip."""
         policy, exit = wavefront.policy, wavefront.policy.exit
-        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2 and wavefront.tracer is None
+        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2
         alike = policy.num_steps % policy.inner_steps == 0 and policy.draft_depth == 1 and policy.max_wavefront > 1
         plain = policy.on_flip == "keep" and not policy.noise and not policy.confirm_flips
         return short and alike and plain and policy.always_due and not (exit and exit.reads_logits)
@@ -234,13 +259,13 @@ class FusedFront:
         limit = np.full_like(front.prompt, policy.max_wavefront)
         arrays = vars(front) | {"counts": self._counts}
         arrays["limit"] = limit if policy.prefill else np.maximum(limit, front.prompt)
-        names = FrontTensors._fields[:-1]
+        names = [name for name in FrontTensors._fields if name != "settings"]
         copy = not self._shares_memory
         tensors = [torch.from_numpy(arrays[name]).to(of._device, copy=copy) for name in names]
         self._inputs = (*tensors, self._settings, of.states, of.embedded, *([of.mixed] if policy.momentum else []))
 
-    def step(self) -> None:
-        """One step of all rows."""
+    def step(self) -> Seen | None:
+        """One step of all rows; returns what a trace wants to know, if there is one."""
         of, front, policy = self.wavefront, self.wavefront.front, self.wavefront.policy
         widest, batch = int(front.width.max()), len(front.width)
         if batch == 1:
@@ -248,38 +273,43 @@ class FusedFront:
             stale = int(front.stale[0] - front.front[0])
             places, tail = 0, width if width <= 8 else compiled_width(max(width - stale, 1))
         else:  # packed, they are embedded anew together
-            lanes, end, width = int(front.width.sum()), int((front.front + front.width).max()), compiled_width(widest)
-            places = tail = compiled_width(lanes)
-        shape = width, places, tail, len(front.stop)
+            lanes, width = int(front.width.sum()), compiled_width(widest)
+            end = int(np.where(front.width > 0, front.front + front.width, 0).max())
+            places = tail = packed_places(lanes)
+        shape, traced = (width, places, tail, len(front.stop)), of.tracer is not None
         pick, mixing = of.choose.pick, bool(policy.momentum)
-        step = fused_step(policy.inner_steps, policy.headway, *shape, mixing, self._score, pick)
-        noise = () if of.choose.temperature == 0 else (self._noise(width),)
-        self.seams.step(step, (*self._inputs, *noise), of.cache, compiled_capacity(end))
+        step = fused_step(policy.inner_steps, policy.headway, *shape, mixing, traced, self._score, pick)
+        noise = () if of.choose.temperature == 0 else (self._noise(places or width),)
+        seen: Seen | None = self.seams.step(step, (*self._inputs, *noise), of.cache, compiled_capacity(end))
         if not self._shares_memory:
-            self._download()
+            self._download(texts=traced)
         stats = of.stats
         stats.core_passes += policy.inner_steps
         stats.token_passes += policy.inner_steps * lanes
         stats.readouts += lanes
         stats.widest = max(stats.widest, widest)
         stats.committed, of._recurrences, stats.flips = self._counts.tolist()
+        return seen
 
-    def _noise(self, width: int) -> Tensor:
-        """For the choice of what lanes say."""
-        of = self.wavefront
-        behind = torch.from_numpy(of.front.front[:, None] + np.arange(1, width + 1)).to(of._device)
-        noise = of.choose.noise(of._streams, behind, of.model.config.vocab_size)
+    def _noise(self, places: int) -> Tensor:
+        """For the choice of what lanes say, [1, places, vocab], in the order in which rows are packed."""
+        of, front = self.wavefront, self.wavefront.front
+        row, column = np.nonzero(np.arange(front.width.max()) < front.width[:, None])
+        rows, behind = (np.zeros((1, places), dtype=np.int64) for _ in range(2))
+        rows[0, : len(row)], behind[0, : len(row)] = row, front.front[row] + column + 1
+        upload = of._upload
+        noise = of.choose.noise(of._streams[upload(rows)], upload(behind), of.model.config.vocab_size)
         assert noise is not None
         return noise
 
-    def _download(self) -> None:
-        """Bring back what steps change: where rows are, and their texts once a row has ended."""
+    def _download(self, texts: bool) -> None:
+        """Bring back what steps change: where rows are, and their texts if wanted, or if a row has ended."""
         front, tensors = self.wavefront.front, FrontTensors(*self._inputs[: len(FrontTensors._fields)])
         rows = torch.stack([tensors.front, tensors.width, tensors.stale, tensors.finished.long()])
         both = torch.cat([tensors.counts, rows.flatten()]).cpu().numpy()
-        self._counts[:] = both[:3]
+        self._counts[:], before = both[:3], front.finished.sum()
         front.front[:], front.width[:], front.stale[:], front.finished[:] = both[3:].reshape(4, -1)
-        if front.finished.any():
+        if texts or front.finished.sum() > before:
             front.tokens[:], front.depth[:], front.age[:] = (
                 torch.stack([tensors.tokens, tensors.depth, tensors.age]).cpu().numpy()
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recdepth.models import Places, Span
+from recdepth.models import Buffers, Places, Span
 
 from .decoding import Place
 from .front import LaneBools, LaneInts, Lanes, Rows
@@ -90,7 +89,8 @@ class Speculation(Wavefront):
         last = lane.rows, self._upload(known[:, None] - 1)
         tokens = self.choose(self.seams.decode(s, self.cache, span)[last], self._streams, span.positions[last] + 1)
         self.stats.readouts += int(wanted.sum())
-        buffers, drafts = replace(self._buffers(), initial=self.fresh_states), [tokens]
+        mixed = self.mixed if self.policy.momentum else None
+        buffers, drafts = Buffers(self.states, self.embedded, mixed, self.fresh_states), [tokens]
         going, end = lanes.active[:, :1], (self.front.front + self.front.width)[:, None]
         at = (self.front.front + known)[:, None]
         for ahead in range(0, most, self._stride):
@@ -101,7 +101,8 @@ class Speculation(Wavefront):
             positions = at + ahead + np.arange(count)
             active = going & (positions < end)
             lane, span = self._place(np.where(active, positions, -1))
-            choice: Any = {"pick": self.choose.pick, "noise": self._noise(span)}
+            noise = self.choose.noise(self._streams[:, None], span.positions + 1, self.model.config.vocab_size)
+            choice: Any = {"pick": self.choose.pick, "noise": noise}
             drafts.append(self.seams.draft(drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, **choice))
             self.stats.core_passes += depth * int(active.any(0).sum())
             self.stats.token_passes += depth * int(active.sum())

@@ -73,15 +73,15 @@ class TokenChooser:
             rows: random-stream ids.
             positions: the positions that the tokens are for.
         """
-        return self.pick(logits, self.noise(rows, positions, logits.shape[-1]))
+        return self.pick(logits, self.noise(rows[:, None], positions, logits.shape[-1]))
 
     def noise(
-        self, rows: Int[Tensor, " batch"], positions: Int[Tensor, "batch lanes"], vocabulary: int
+        self, rows: Int[Tensor, "batch own"], positions: Int[Tensor, "batch lanes"], vocabulary: int
     ) -> Float[Tensor, "batch lanes vocab"] | None:
-        """The Gumbel draws of these places; None for greedy choice."""
+        """The Gumbel draws of these places, whose random streams are given each or per row; None for greedy choice."""
         if self.temperature == 0:
             return None
-        return gumbel(self.seed, TOKEN, rows[:, None], positions, count=vocabulary)
+        return gumbel(self.seed, TOKEN, rows, positions, count=vocabulary)
 
     @cached_property
     def pick(self) -> TokenPick:

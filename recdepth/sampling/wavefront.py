@@ -36,7 +36,8 @@ class Wavefront(Decoding):
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
         if self._fused is not None:
-            return self._fused.step()
+            self._step_fused(self._fused, number)
+            return
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
         tokens = self.front.input_tokens(lanes)
@@ -46,6 +47,22 @@ class Wavefront(Decoding):
         self._settle(lanes, outcome)
         if self.tracer is not None:
             self._record(number, lanes, tokens, proposals, residual, outcome)
+
+    def _step_fused(self, fused: FusedFront, number: int) -> None:
+        """The same, in one graph."""
+        if self.tracer is None:
+            fused.step()
+            return
+        lanes = self.front.lanes()
+        tokens, steps = self.front.input_tokens(lanes), lanes.steps[:, None]
+        seen = fused.step()
+        assert seen is not None
+        said, flips, committed = (x.cpu().numpy()[:, : lanes.width] for x in (seen.said, seen.flips, seen.committed))
+        score = None if seen.score is None else seen.score.cpu().numpy()[:, : lanes.width]
+        flipped = np.pad(flips[:, :-1], ((0, 0), (1, 0)))
+        behind = np.logical_or.accumulate(flipped, axis=1) & lanes.active
+        outcome = Outcome(flipped, behind, committed, lanes.depth + steps, lanes.age + steps)
+        self._record(number, lanes, tokens, said, score, outcome)
 
     # ------------------------------------------------------------------------------------------------ parts of a step
 

@@ -159,7 +159,7 @@ def test_seams_are_as_before_even_after_an_error() -> None:
 
     def fail() -> None:
         with wrapped_seams([model], lambda name, seam: seam):
-            assert all(name in vars(model) for name in SEAMS)
+            assert all(name in vars(model) for name in SEAMS if hasattr(model, name))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -5,7 +5,7 @@ import operator
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compilation
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, fused, presets
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
 from recdepth.sampling.front import guess
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,25 +106,64 @@ def test_keys_beyond_the_first_bucket(kv):
     assert found == sampler(model, prompts, **call).tokens
 
 
-@few
-@given(cases(max_rows=4, gains=TAME), st.integers(1, 4), st.integers(1, 9))
-def test_where_the_front_has_memory_of_its_own_it_is_copied(case, headway, width):
-    model, prompts, call = case  # as on a GPU
-    sampler = DiffusionForcing(num_steps=4, inner_steps=1, exit_threshold=0.2, headway=headway, max_wavefront=width + 1)
-    made = fused.FusedFront.__init__
+@st.composite
+def short_steps(draw):
+    """Diffusion forcing whose steps are one graph."""
+    inner, prefill = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([None, 0, 1]))
+    commit = draw(st.sampled_from(["latent_diff", "cosine", "depth"]))
+    return DiffusionForcing(
+        num_steps=inner * draw(st.integers(1, 4)),
+        inner_steps=inner,
+        commit=commit,
+        exit_threshold=None if commit == "depth" else draw(st.sampled_from([0.0, 0.05, 0.3, 1.0, 2.5])),
+        momentum=draw(st.sampled_from([0.0, 0.1, 0.6])),
+        headway=draw(st.integers(1, 6)),
+        max_wavefront=draw(st.integers(7 if prefill == 0 else 2, 12)),
+        prefill_steps=prefill,
+        init_scale=draw(st.sampled_from([1.0, 0.0])),
+    )
 
-    def apart(front, wavefront):
+
+@settings(few, max_examples=int(os.environ.get("RECDEPTH_CASES", "100")))
+@given(
+    cases(max_rows=7, gains=TAME),
+    short_steps(),
+    st.integers(1, 5),
+    st.booleans(),
+    st.lists(st.integers(0, 10), max_size=2),
+)
+def test_steps_of_one_graph_are_the_fronts(case, sampler, batch_size, apart, stops):
+    model, prompts, call = case
+    call = call | {"stop_tokens": [stop for stop in stops if stop < model.config.vocab_size]}
+    eager_trace, fused_trace, ran = Trace(), Trace(), []
+    made, step = fused.FusedFront.__init__, fused.FusedFront.step
+
+    def init(front, wavefront):
         made(front, wavefront)
-        front._shares_memory = False
+        front._shares_memory = not apart  # as on a GPU, where the front's arrays are copied
 
-    with as_if_compiled():
-        shared = replace(sampler, compile=True)(model, prompts, **call, batch_size=2)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fused.FusedFront, "__init__", apart)
-            copied = replace(sampler, compile=True)(model, prompts, **call, batch_size=2)
-    assert copied.tokens == shared.tokens
-    assert copied.stats.core_passes == shared.stats.core_passes
-    assert copied.stats.flips == shared.stats.flips
+    def count(front):
+        ran.append(front)
+        return step(front)
+
+    eager = sampler(model, prompts, **call, batch_size=batch_size)
+    with as_if_compiled(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused.FusedFront, "__init__", init)
+        patch.setattr(fused.FusedFront, "step", count)
+        found = replace(sampler, compile=True)(model, prompts, **call, batch_size=batch_size)
+        assert ran or not eager.stats.core_passes
+        few = prompts[:batch_size]
+        replace(sampler, compile=True)(model, few, **call, batch_size=batch_size, trace=fused_trace)
+    assert found.tokens == eager.tokens
+    facts = [f.name for f in fields(eager.stats) if not f.name.endswith("seconds") and f.name != "tokens_per_second"]
+    assert {name: getattr(found.stats, name) for name in facts} == {name: getattr(eager.stats, name) for name in facts}
+    sampler(model, few, **call, batch_size=batch_size, trace=eager_trace)
+    assert len(fused_trace.steps) == len(eager_trace.steps)
+    for ours, theirs in zip(fused_trace.steps, eager_trace.steps, strict=True):
+        for name in ("positions", "tokens", "proposals", "depth", "age", "flipped", "committed"):
+            used = theirs.positions >= 0
+            assert (getattr(ours, name)[used] == getattr(theirs, name)[used]).all(), name
+        np.testing.assert_allclose(ours.residual[used], theirs.residual[used], rtol=1e-3, atol=1e-6)
 
 
 @given(st.data())

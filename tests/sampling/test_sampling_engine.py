@@ -66,6 +66,8 @@ def schedule(lengths: list[int], batch_size: int) -> tuple[int, int]:
         free = [i for i, left in enumerate(rows) if not left]
         quarter = -(-len(rows) // 4)
         if waiting and len(free) >= quarter:  # so many rows at a time, but all at once where all are free
+            if len(free) < len(rows):
+                free = free[: len(free) // quarter * quarter]
             filled = len(free[: len(waiting)])
             prefills += 1 if filled == len(rows) else -(-filled // quarter)
             for i in free[: len(waiting)]:
