@@ -196,7 +196,7 @@ class Decoding(ABC):
             self.front.open_over_prompt(rows)
 
     def _prefill(self, rows: Rows) -> None:
-        """Read these rows' prompts in, all together or a quarter of all rows at a time; commits the first new tokens."""
+        """Read these rows' prompts in, all at once or a quarter of all rows at a time; commits the first new tokens."""
         batch, longest = len(self.front.prompt), int(self.front.prompt[rows].max())
         if len(rows) == batch:
             self._prefill_into(self.cache, rows)

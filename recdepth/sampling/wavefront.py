@@ -53,8 +53,10 @@ class Wavefront(Decoding):
         if self.tracer is None:
             fused.step()
             return
+        began = time.perf_counter()
         lanes = self.front.lanes()
         tokens, steps = self.front.input_tokens(lanes), lanes.steps[:, None]
+        self._clock += time.perf_counter() - began  # looking on is not decoding
         seen = fused.step()
         assert seen is not None
         said, flips, committed = (x.cpu().numpy()[:, : lanes.width] for x in (seen.said, seen.flips, seen.committed))
