@@ -56,9 +56,13 @@ most of them wrong. A plain model has only ever seen true text: behind a wrong t
 so the drafts come right one after the other, and a larger headway buys flips instead of passes. Where an answer is
 determined by what stands before it, a model can be taught to look past the guesses. That is what `aware` trains:
 windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
-token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, and
-shallow read-outs are pulled to deep ones. The tables below show it in the drafts that are right after so many
-recurrences, and in the flips.
+token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, for two
+recurrences more than the text gets, and shallow read-outs are pulled a little to deep ones. The tables below show it in
+the drafts that are right after so many recurrences, and in the flips.
+
+Sections of *compiled samplers* time them as compiled graphs (`comparison.compile=true`), the others eagerly. Where the
+samplers are compiled, time goes by work (token passes) on this CPU; a machine on which width is free would gain what
+core passes do.
 """
 PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
