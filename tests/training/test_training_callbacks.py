@@ -259,7 +259,7 @@ def test_a_comparison_looks_for_a_text_to_draw(tmp_path, monkeypatch, caplog, st
         def __call__(self, *args, **kwargs):
             if kwargs.get("trace") is not None:
                 calls.append(1)
-                kwargs["max_new_tokens"] = 1 if len(calls) <= stopping else 3
+                kwargs["max_new_tokens"] = 1 if len(calls) <= 2 * stopping else 3  # each text once to warm up
             return super().__call__(*args, **{**kwargs, "stop_tokens": []})
 
     monkeypatch.setattr("recdepth.training.comparison.compare", lambda *args, **kwargs: [])
