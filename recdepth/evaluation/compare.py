@@ -107,8 +107,9 @@ def compare(
                 on_batch=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
             )
         task = progress.add_task(f"speed of {len(samplers)} samplers in turn", total=speed_prompts)
+        timed = {name: replace(each, compile=True) if compile else each for name, each in samplers.items()}
         timings = time_in_turn(
-            {name: replace(each, compile=True) if compile else each for name, each in samplers.items()},
+            timed,
             model,
             items[:speed_prompts],
             max_new_tokens=max_new_tokens,
@@ -119,7 +120,7 @@ def compare(
     baseline = fastest_equal_ar(samplers, evaluations, timings, reference)
     machine = machine_stamp(model)
     return [
-        comparison_row(name, samplers[name], evaluations, timings, reference, baseline) | {"machine": machine}
+        comparison_row(name, timed[name], evaluations, timings, reference, baseline) | {"machine": machine}
         for name in samplers
     ]
 

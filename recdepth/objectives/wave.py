@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from recdepth.models import RecurrentDepthForCausalLM, Span
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 from recdepth.sampling import NOISE_SCHEDULES
-from recdepth.sampling.front import guess
+from recdepth.sampling.guesses import guess
 
 from .deep import DeepPass, WindowCache, call, recompute
 
@@ -197,13 +196,11 @@ class WaveRun:
         """Tokens for lanes that open together with the one before them, which has drafted nothing: looked up."""
         fresh = self.opens == number
         together = fresh[..., 1:] & fresh[..., :-1] & self.plan.drafting.to(fresh.device)[..., None]
-        guessed = together.flatten(0, 1).cpu().numpy()
+        guessed = together.flatten(0, 1).long()
         if not guessed.any():
             return
-        text, positions = self.text.flatten(0, 1).cpu().numpy(), self.positions.flatten(0, 1).cpu().numpy()
-        first = positions[np.arange(len(guessed)), guessed.argmax(1) + 1]
-        guess(text, first, guessed.sum(1))
-        self.text = torch.from_numpy(text).to(self.text.device).view_as(self.text)
+        first = self.positions.flatten(0, 1).gather(1, guessed.argmax(1, keepdim=True) + 1)
+        guess(self.text.view(len(guessed), -1), first[:, 0], guessed.sum(1), guessed.shape[1])
 
     def _embed(self, tokens: LaneInts, age: LaneInts, span: Span) -> Tensor:
         """Prelude, then momentum: ``e ← η·e_prev + (1−η)·e``; a new lane has no previous embedding."""

@@ -155,10 +155,11 @@ class Decoding(ABC):
                 self.serves[row] = -1
             free = np.nonzero(self.serves < 0)[0]
             waiting = len(self.prompts) - self._waiting
-            if not waiting or len(free) < refilled_rows(len(self.serves)):
+            at_once = refilled_rows(len(self.serves))
+            if not waiting or len(free) < at_once:
                 break
             if len(free) < len(self.serves):  # some of them wait for more
-                free = free[: len(free) // refilled_rows(len(self.serves)) * refilled_rows(len(self.serves))]
+                free = free[: len(free) // at_once * at_once]
             began = time.perf_counter()
             self._fill(free[:waiting])
             seconds = time.perf_counter() - began

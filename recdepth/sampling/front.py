@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 
+from .guesses import guess
 from .policies import Policy
 
 LaneInts = Int[np.ndarray, "batch lanes"]
@@ -319,33 +321,8 @@ class Front:
         room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
         # the first new lane's token was proposed by the lane before it; those of further ones are guessed
-        guess(self.tokens, self.front + self.width + 1, width - self.width - 1)
+        more = width - self.width - 1
+        if (most := int(more.max())) > 0:
+            first = torch.from_numpy(self.front + self.width + 1)
+            guess(torch.from_numpy(self.tokens), first, torch.from_numpy(more), most)
         self.width = width  # depth and age are 0 where no lane has been before
-
-
-def guess(tokens: Int[np.ndarray, "rows places"], first: Rows, count: Rows) -> None:
-    """Write guesses of each row's tokens into its text: what followed the last time that it held the two tokens (else
-    the one) before them.
-
-    Prompt-lookup drafting. What followed is repeated where it is shorter than asked; where the last token is new to
-    the text, that one is.
-
-    Args:
-        tokens: texts, changed in place; only what stands before the guesses is read. One spare place at the end.
-        first: position of the first guess, at least 1.
-        count: how many; none where it is below 1.
-    """
-    rows = np.nonzero(count > 0)[0]
-    if not len(rows):
-        return
-    text, first, count = tokens[rows], first[rows], count[rows]
-    own, places = np.arange(len(rows)), np.arange(tokens.shape[1] - 2)
-    same = (text[:, :-2] == text[own, first - 1][:, None]) & (places < (first - 1)[:, None])
-    both = same.copy()
-    both[:, 0] = False
-    both[:, 1:] &= text[:, :-3] == text[own, first - 2][:, None]
-    at = ((same.astype(np.int64) + both) * tokens.shape[1] + places * same).argmax(1)
-    behind = np.where(same[own, at], at + 1, first - 1)
-    row, ahead = np.nonzero(np.arange(count.max(initial=0)) < count[:, None])
-    followed = behind[row] + ahead % (first - behind)[row]
-    tokens[rows[row], first[row] + ahead] = text[row, followed]

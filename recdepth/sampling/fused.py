@@ -19,6 +19,7 @@ from recdepth.models import Buffers, Packing, Span, compiled_capacity, compiled_
 from recdepth.models.refinement import Pick
 
 from .exits import scores_states
+from .guesses import guess
 
 if TYPE_CHECKING:
     from .wavefront import Wavefront
@@ -118,7 +119,8 @@ class FusedStep:
         ids, positions, packing = front.tokens[here], here[1], None
         weight = None
         if buffers.mixed is not None:  # a new lane has no previous embedding
-            weight = torch.where(front.age[here] == 0, 1.0, 1.0 - front.settings[2])[..., None].to(buffers.mixed.dtype)
+            *_, momentum = front.settings.unbind()
+            weight = torch.where(front.age[here] == 0, 1.0, 1.0 - momentum)[..., None].to(buffers.mixed.dtype)
         if self.places:
             packing = Packing.of(front.width, self.width, self.places)
             positions = torch.where(packing.used, packing.pack(positions), -1)
@@ -156,6 +158,7 @@ class FusedStep:
         """
         rows, positions = here
         lane = torch.arange(self.width, device=rows.device)
+        num_steps, threshold, _ = front.settings.unbind()
         depth, age = front.depth[here] + self.steps, front.age[here] + self.steps
 
         behind = rows, torch.where(active, positions + 1, -1)
@@ -167,9 +170,9 @@ class FusedStep:
         flips = differs & (lane + 1 < front.width[:, None])  # the position behind is a lane too
         first_flip = torch.where(flips, lane + 1, self.width).amin(1)  # the first lane whose own token changed
 
-        done = depth >= front.settings[0]
+        done = depth >= num_steps
         if score is not None:
-            done = done | (score < front.settings[1].to(score.dtype))
+            done = done | (score < threshold.to(score.dtype))
         done = done & active & (lane < first_flip[:, None])
         count = torch.where(done, self.width, lane).amin(1)  # up to the first that is not
         stops = heard & (lane < count[:, None]) & (text[..., None] == front.stop).any(-1)
@@ -196,25 +199,6 @@ class FusedStep:
 
 #: A step by its attributes.
 fused_step = functools.cache(FusedStep)
-
-
-def guess(
-    tokens: Int[Tensor, "rows places"], first: Int[Tensor, " rows"], count: Int[Tensor, " rows"], most: int
-) -> None:
-    """As :func:`recdepth.sampling.front.guess`, on tensors; at most ``most`` guesses a row."""
-    rows = torch.arange(len(tokens), device=tokens.device)
-    first = first.clamp(max=tokens.shape[1] - 1)  # of rows without guesses
-    places = torch.arange(tokens.shape[1] - 2, device=tokens.device)
-    last, before = tokens[rows, first - 1], tokens[rows, (first - 2).clamp(min=0)]
-    same = (tokens[:, :-2] == last[:, None]) & (places < first[:, None] - 1)
-    previous = torch.nn.functional.pad(tokens[:, :-3], (1, 0))
-    both = same & (previous == before[:, None]) & (places > 0)
-    at = ((same.long() + both.long()) * tokens.shape[1] + places * same).argmax(1)
-    behind = torch.where(same.any(1), at + 1, first - 1)
-    ahead = torch.arange(most, device=tokens.device)
-    followed = behind[:, None] + ahead % (first - behind)[:, None]
-    wanted = ahead < count[:, None]
-    tokens[rows[:, None], torch.where(wanted, first[:, None] + ahead, -1)] = tokens[rows[:, None], followed]
 
 
 def packed_places(lanes: int) -> int:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compilation
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
-from recdepth.sampling.front import guess
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, depths, diffusion_settings, tiny_model
@@ -164,19 +163,6 @@ def test_steps_of_one_graph_are_the_fronts(case, sampler, batch_size, apart, sto
             used = theirs.positions >= 0
             assert (getattr(ours, name)[used] == getattr(theirs, name)[used]).all(), name
         np.testing.assert_allclose(ours.residual[used], theirs.residual[used], rtol=1e-3, atol=1e-6)
-
-
-@given(st.data())
-def test_guesses_on_tensors_are_the_fronts(data):
-    length, most = data.draw(st.integers(4, 14)), data.draw(st.integers(1, 5))
-    text = st.lists(st.integers(0, 2), min_size=length + 1, max_size=length + 1)
-    tokens = np.array(data.draw(st.lists(text, min_size=1, max_size=3)))
-    first = np.array([data.draw(st.integers(1, length - 1)) for _ in tokens])
-    count = np.array([data.draw(st.integers(-2, min(most, length - f))) for f in first])
-    found = torch.from_numpy(tokens.copy())
-    fused.guess(found, torch.from_numpy(first), torch.from_numpy(count), most)
-    guess(tokens, first, count)
-    assert (found.numpy()[:, :-1] == tokens[:, :-1]).all()  # the last place is to spare
 
 
 def test_few_shapes_are_compiled_each_once(monkeypatch):

@@ -27,7 +27,8 @@ from recdepth.sampling import (
     forget_widths,
     presets,
 )
-from recdepth.sampling.front import Front, guess
+from recdepth.sampling.front import Front
+from recdepth.sampling.guesses import guess
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, diffusion_settings, tiny_model
@@ -349,9 +350,21 @@ class TestGuesses:
         assert text(front)[-3:] == [9, 9, 9]
 
     def test_what_followed_is_repeated_when_it_is_too_short(self):
-        text = np.array([[0, 9, 1, 9, 0, 0, 0, 0, 0], [5, 6, 5, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0]])
-        guess(text, np.array([4, 3, 3]), np.array([4, 1, -1]))  # each row has its own number of them
-        assert text.tolist() == [[0, 9, 1, 9, 1, 9, 1, 9, 0], [5, 6, 5, 6, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0]]
+        text = torch.tensor([[0, 9, 1, 9, 0, 0, 0, 0, 0], [5, 6, 5, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0, 0]])
+        guess(text, torch.tensor([4, 3, 3]), torch.tensor([4, 1, -1]), 4)  # each row has its own number of them
+        assert text[:, :-1].tolist() == [[0, 9, 1, 9, 1, 9, 1, 9], [5, 6, 5, 6, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]
+
+    @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 5))
+    def test_they_are_looked_up(self, held, count):
+        row = torch.tensor([[*held, *[7] * 6]])
+        guess(row, torch.tensor([len(held)]), torch.tensor([count]), 5)
+        ends = [i for i in range(len(held) - 1) if held[i] == held[-1]]  # where its last token stood before
+        pairs = [i for i in ends if i and held[i - 1] == held[-2]]
+        begin = (pairs or ends or [len(held) - 2])[-1] + 1
+        followed = held[begin:]
+        expected = [followed[i % len(followed)] for i in range(count)]
+        assert row[0, : len(held) + count].tolist() == held + expected
+        assert row[0, len(held) + count : -1].tolist() == [7] * (5 - count)
 
     def test_guesses_stay_within_the_text(self):
         front = front_of([0, 1, 2], 6, capacity=6, headway=9)  # tokens 3, 4 and 5; two lanes are enough
