@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
+from .direct import DirectGraph
 from .products import call_without_python
 from .refinement import Pick
 
@@ -132,7 +133,7 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
-        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
@@ -171,8 +172,10 @@ class CompiledSeams:
         shapes, dtypes and strides follow from the step and the cache."""
         assert cache.kv == "shared", "a step's graph has one slot a layer"
         key = step, length, cache.kind
-        found = self._graphs.get(key) or self._add(key, _run_step, [step.name, *cache.kind[0][:1], length], cache)
-        return found[0](self._model(), step, inputs, length, found[1], cache.slots("refine"))
+        run, settings, tables = self._graphs.get(key) or self._add(
+            key, _run_step, (step, length), [step.name, *cache.kind[0][:1], length], cache
+        )
+        return run(self._model(), settings, inputs, tables, *cache.slots("refine"))
 
     def draft(
         self,
@@ -193,19 +196,25 @@ class CompiledSeams:
         model = self._model()
         assert model is not None
         key = graph, places.kind, cache.kind
-        name = [*graph.name, *places.positions.shape, places.length]
-        run, tables = self._graphs.get(key) or self._add(key, _run, name, cache)
+        run, settings, tables = self._graphs.get(key) or self._add(
+            key,
+            _run,
+            (graph, places.length, places.causal),
+            [*graph.name, *places.positions.shape, places.length],
+            cache,
+        )
         # a graph is found by shapes alone, so strides must follow from them
-        return run(model, graph, tuple([x.contiguous() for x in inputs]), places.positions, places, tables, stores)
+        inputs = (places.positions, *[x.contiguous() for x in inputs])
+        return run(model, settings, inputs, tables, *stores)
 
-    def _add(self, key: Any, run: Callable[..., Any], name: list[Any], cache: KVCache) -> Any:
+    def _add(self, key: Any, run: Callable[..., Any], settings: Any, name: list[Any], cache: KVCache) -> Any:
         """Make a graph, and the rotary tables that it reads."""
         model, (_, device, dtype) = self._model(), cache.kind
         assert model is not None
         if (device, dtype) not in self._tables:
             self._tables[device, dtype] = model.rope_tables(device)
         assert isinstance(run, FunctionType)
-        self._graphs[key] = _compiled(run, "_".join(map(str, name)), device), self._tables[device, dtype]
+        self._graphs[key] = _compiled(run, "_".join(map(str, name)), device), settings, self._tables[device, dtype]
         return self._graphs[key]
 
 
@@ -243,40 +252,39 @@ _graph = functools.cache(_Graph)
 def _compiled(run: FunctionType, name: str, device: torch.device) -> Callable[..., Any]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = run.__code__.replace(co_name=name)  # graphs are kept by code object
-    run = FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__)
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, "size_asserts": False}
+    options: dict[str, Any] = {"size_asserts": False}
     if device.type == "cpu":  # a graph's calls take as long as the work of one lane, from Python
         call_without_python()
         options["cpp_wrapper"] = True
-    return torch.compile(run, dynamic=False, fullgraph=True, options=options)
+    return DirectGraph(FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__), options)
 
 
 def _run(
     model: RecurrentDepthForCausalLM,
-    graph: _Graph,
+    settings: tuple[_Graph, int, bool],
     inputs: tuple[Tensor, ...],
-    positions: Tensor,
-    places: Places,
     tables: tuple[Tensor, Tensor],
-    stores: tuple[list[Tensor], list[Tensor]],
+    keys: list[Tensor],
+    values: list[Tensor],
 ) -> Any:
-    """One seam, or all, on tensors alone: everything else is a constant of the graph."""
-    span = _span(tables, places.length, positions, causal=places.causal)
+    """One seam, or all, on tensors alone, positions first: everything else is a constant of the graph."""
+    graph, length, causal = settings
+    span, inputs = _span(tables, length, inputs[0], causal=causal), inputs[1:]
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
         e, s, depth = inputs
-        return kind.recur(model, e, s, _LaneSlots(stores[0][0], stores[1][0], graph.own_depths), span, depth)
+        return kind.recur(model, e, s, _LaneSlots(keys[0], values[0], graph.own_depths), span, depth)
     if graph.seam == "embed":
-        return kind.embed(model, *inputs, _SomeSlots(*stores), span)
+        return kind.embed(model, *inputs, _SomeSlots(keys, values), span)
     if graph.seam == "recur":
-        return kind.recur(model, *inputs, _SomeSlots(*stores), span, 0)
+        return kind.recur(model, *inputs, _SomeSlots(keys, values), span, 0)
     if graph.seam == "decode":
-        return kind.decode(model, *inputs, _SomeSlots(*stores), span, graph.keep)
+        return kind.decode(model, *inputs, _SomeSlots(keys, values), span, graph.keep)
     ids, states, embedded, *more = inputs
     mixed, initial = (more.pop(0) if given else None for given in graph.given)
     prelude, core = len(model.prelude), len(model.core)
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
-    cache = _SomeSlots(*stores, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
+    cache = _SomeSlots(keys, values, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
     buffers = Buffers(states, embedded, mixed, initial)
     noise = more[0] if more else None
     return kind.draft(model, ids, buffers, cache, span, graph.steps, graph.pick, noise)
@@ -284,15 +292,16 @@ def _run(
 
 def _run_step(
     model: RecurrentDepthForCausalLM,
-    step: Step,
+    settings: tuple[Step, int],
     inputs: tuple[Tensor, ...],
-    length: int,
     tables: tuple[Tensor, Tensor],
-    stores: tuple[list[Tensor], list[Tensor]],
+    keys: list[Tensor],
+    values: list[Tensor],
 ) -> Any:
     """A sampler's own step on tensors alone, with shared keys."""
+    step, length = settings
     prelude = len(model.prelude)
-    cache = _SomeSlots(*stores, first_core=prelude, first_coda=prelude + len(model.core))
+    cache = _SomeSlots(keys, values, first_core=prelude, first_coda=prelude + len(model.core))
     return step(model, cache, functools.partial(_span, tables, length), *inputs)
 
 

@@ -235,11 +235,10 @@ def test_one_graph_sees_one_layout(sampler, monkeypatch):
     seen: dict[str, set] = {}
 
     def graph(make, name, device):
-        def run(model, seam, inputs, *rest):
-            tensors = [x for x in (*inputs, rest[0]) if isinstance(x, torch.Tensor)]
-            strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in tensors]
+        def run(model, settings, inputs, *rest):
+            strides = [[s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in inputs]
             seen.setdefault(name, set()).add(str(strides))
-            return make(model, seam, inputs, *rest)
+            return make(model, settings, inputs, *rest)
 
         return run
 

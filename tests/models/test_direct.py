@@ -1,0 +1,112 @@
+"""Compiled graphs that are called directly do what torch.compile's would."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recdepth.models import can_compile
+from recdepth.models.direct import DirectGraph
+
+pytestmark = pytest.mark.skipif(not can_compile()[0], reason="needs a compiler")
+
+
+class Pair(NamedTuple):
+    sum: Tensor
+    nothing: Tensor | None
+    product: Tensor
+
+
+def linear(model, settings, inputs, stores):
+    (x,), (store,) = inputs, stores
+    store[settings] = x.sum()
+    return model(x)
+
+
+def pair(model, settings, inputs):
+    x, y = inputs
+    return Pair(x + y * settings, None, model(x) * y)
+
+
+def silent(model, settings, inputs, stores):
+    stores[0].add_(model(inputs[0]).sum())
+
+
+SCALE = torch.tensor(2.0)
+
+
+def scaled(model, settings, inputs):
+    return model(inputs[0]) * SCALE * inputs[1]
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """Counts calls that go through torch.compile."""
+
+    def make(run, model, settings, *groups):
+        graph, slow = DirectGraph(run, {"cpp_wrapper": True}), [0]
+        through = graph._compiled
+
+        def counted(*call):
+            slow[0] += 1
+            return through(*call)
+
+        graph._compiled = counted
+        return (lambda *groups: graph(model, settings, *groups)), slow
+
+    return make
+
+
+@torch.inference_mode()
+def test_later_calls_are_direct_and_take_other_tensors_in_any_order(direct):
+    model = nn.Linear(3, 3, bias=False)
+    call, slow = direct(pair, model, 3.0)
+    for seed in range(3):
+        x, y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(seed))
+        found, expected = call((x, y)), pair(model, 3.0, (x, y))
+        assert isinstance(found, Pair) and found.nothing is None
+        torch.testing.assert_close((found.sum, found.product), (expected.sum, expected.product))
+        found, expected = call([y, x]), pair(model, 3.0, (y, x))
+        torch.testing.assert_close((found.sum, found.product), (expected.sum, expected.product))
+    assert slow == [1]
+
+
+@torch.inference_mode()
+def test_tensors_are_written_in_place_and_weights_are_those_of_the_moment(direct):
+    model = nn.Linear(3, 3, bias=False)
+    call, slow = direct(linear, model, 1)
+    stores = [torch.zeros(4) for _ in range(3)]
+    for i, store in enumerate(stores):
+        x = torch.full((2, 3), float(i + 1))
+        torch.testing.assert_close(call([x], [store]), model(x))
+        assert store.tolist() == [0, 6 * (i + 1), 0, 0]
+        if i == 0:
+            model.weight.data = torch.ones(3, 3)
+        else:
+            model.weight = nn.Parameter(torch.full((3, 3), 2.0))
+    assert slow == [1]
+
+
+@torch.inference_mode()
+def test_a_function_without_a_result(direct):
+    model, total = nn.Linear(3, 3, bias=False), torch.zeros(())
+    call, slow = direct(silent, model, None)
+    for _ in range(3):
+        assert call([torch.ones(1, 3)], [total]) is None
+    torch.testing.assert_close(total, 3 * model.weight.sum())
+    assert slow == [1]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", ["a tensor from elsewhere", "a tensor given twice"])
+def test_what_cannot_be_told_goes_through_torch_compile(direct, case):
+    model, strange = nn.Linear(3, 3, bias=False), case == "a tensor from elsewhere"
+    call, slow = direct(scaled if strange else pair, model, 1.0)
+    for _ in range(3):
+        x = torch.randn(4, 3)
+        if strange:
+            torch.testing.assert_close(call((x, x + 1)), 2 * model(x) * (x + 1))
+        else:
+            torch.testing.assert_close(call((x, x)).sum, 2 * x)
+    assert slow == [3]
