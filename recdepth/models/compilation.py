@@ -28,9 +28,15 @@ def can_compile(device: torch.device | str = "cpu") -> tuple[bool, str]:
     """Whether torch.compile can work here; if not, the reason in one sentence."""
     if torch.device(device).type == "cpu":
         candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-        if not any(shutil.which(name) for name in candidates):
+        if not any(_on_path(name, os.environ.get("PATH")) for name in candidates):
             return False, f"no C++ compiler ({' or '.join(candidates)}) is on the PATH: running eagerly, slower"
     return True, ""
+
+
+@functools.cache
+def _on_path(name: str, path: str | None) -> bool:
+    """Whether there is such a program; samplers ask at every call."""
+    return shutil.which(name, path=path) is not None
 
 
 def compile_seams(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from recdepth.sampling import NOISE_SCHEDULES
 from recdepth.sampling.policies import Schedule as NoiseSchedule
 
 from .base import Loss
-from .deep import DeepPass
+from .deep import DeepPass, deep_pass
 from .lanes import Fronts, Schedule, draw_fronts
 from .wave import Look, Plan, WaveRun
 
@@ -135,7 +135,8 @@ class WavefrontLoss:
     """Cross-entropy of the true next token, read out of every lane of training-time wavefronts.
 
     Windows of W lanes begin at places of the answers (see ``fronts``). Everything before a window is committed: its
-    keys are those of the deep pass's last recurrence, and gradients flow into them. Lane j opens at step ``o_j`` (see
+    keys are those of the deep pass's last recurrence, or of a pass of ``prefill_steps`` recurrences, and gradients flow
+    into them. Lane j opens at step ``o_j`` (see
     ``schedule``), runs until R = r + ``more_recurrences`` are over, with r those of the deep pass, and so is read out
     at depth ``R − o_j·r'``; in every recurrence it attends to the committed keys and to the newest ones of the lanes
     before it. With ``a_j`` the lanes' states, the loss is the mean of ``−log C(a_j)[y_{c+j+1}] + consistency`` over
@@ -156,6 +157,8 @@ class WavefrontLoss:
             the drafts before them have to come right first.
         fronts: where windows begin: ``random`` places of the answers, or the ``first`` token of each, where a sampler
             that opens all lanes of an answer at once begins.
+        prefill_steps: recurrences of the committed text, for samplers that read prompts in so lightly; None takes
+            those of the deep pass, otherwise it is a pass of its own.
 
     Raises:
         ValueError: for values out of range.
@@ -174,6 +177,7 @@ class WavefrontLoss:
         backprop_depth: int | None = None,
         more_recurrences: int = 0,
         fronts: Fronts = "random",
+        prefill_steps: int | None = None,
     ):
         problems = [] if windows >= 1 else [f"windows={windows} must be at least 1"]
         if more_recurrences < 0:
@@ -182,6 +186,8 @@ class WavefrontLoss:
             problems.append(f"momentum={momentum} must be at least 0 and below 1")
         if backprop_depth is not None and backprop_depth < 1:
             problems.append(f"backprop_depth={backprop_depth} must be at least 1")
+        if prefill_steps is not None and prefill_steps < 1:
+            problems.append(f"prefill_steps={prefill_steps} must be at least 1, or null")
         if fronts not in get_args(Fronts):
             problems.append(f"fronts={fronts!r} must be one of {', '.join(get_args(Fronts))}")
         if problems:
@@ -195,6 +201,7 @@ class WavefrontLoss:
         self.backprop_depth = backprop_depth
         self.more_recurrences = more_recurrences
         self.fronts = fronts
+        self.prefill_steps = prefill_steps
 
     def plan(
         self,
@@ -239,8 +246,16 @@ class WavefrontLoss:
         generator: torch.Generator | None,
     ) -> Loss:
         """The term of a batch; see :class:`Term`."""
-        plan = self.plan(batch, deep, model.config.vocab_size, progress, generator)
-        run = WaveRun(model, batch["input_ids"], deep, plan)
+        plan, ids, text = self.plan(batch, deep, model.config.vocab_size, progress, generator), batch["input_ids"], deep
+        if self.prefill_steps is not None:
+            text = deep_pass(
+                model,
+                ids,
+                self.prefill_steps,
+                self.prefill_steps,
+                checkpoint_recurrences=deep.checkpoint_recurrences,
+            )
+        run = WaveRun(model, ids, text, plan)
         return self.loss(model, batch["labels"], deep, run.positions.flatten(1), run.run())
 
     def loss(

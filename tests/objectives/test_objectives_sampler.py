@@ -42,6 +42,7 @@ SETTINGS = [
     {"momentum": 0.3, "noise": 0.2},
     {"noise": 0.3, "noise_schedule": "linear", "headway": 4, "max_wavefront": 9},
     {"noise": 0.1, "noise_schedule": "constant", "inner_steps": 3},
+    {"prefill_steps": 2, "inner_steps": 2},
 ]
 
 
@@ -64,7 +65,7 @@ def test_a_window_goes_through_the_samplers_states(model, batch, settings, draft
     ids[0, front] = int(engine[0][0][0])
 
     with torch.no_grad():
-        deep = deep_pass(model, ids, sampler.num_steps, 1, seed=SEED)
+        deep = deep_pass(model, ids, sampler.prefill_steps or sampler.num_steps, 1, seed=SEED)
         opens = Staircase(width, sampler.headway, sampler.inner_steps).opens((1, 1), steps, 1.0, None)
         run = WaveRun(
             model,

@@ -1,6 +1,7 @@
 """Each term against a plain, slow computation of it: value, targets, gradient."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from recdepth.objectives import (
     WavefrontLoss,
     WaveRun,
     deep_pass,
+    terms,
 )
 from recdepth.objectives.lanes import NEVER, draw_fronts
 
@@ -57,8 +59,7 @@ def slow_loss(model, batch, plan, **settings):
                 SEED,
                 row,
                 drafting=drafting,
-                depth=DEPTH,
-                **settings,
+                **{"depth": DEPTH, **settings},
             )
             losses += [loss for loss, _ in lanes.values() if loss is not None]
             logits |= {(row, window, j): (front + j, each) for j, (loss, each) in lanes.items() if loss is not None}
@@ -96,6 +97,22 @@ def test_loss_and_gradient_are_those_of_one_window_at_a_time(model, batch, name,
         gradients(model, loss.sum),
         gradients(model, slow_loss(model, batch, plan, keep=keep, deep_keep=keep)[0]),
     )
+    for each in theirs:
+        torch.testing.assert_close(ours[each], theirs[each], rtol=1e-8, atol=1e-11, msg=each)
+
+
+def test_windows_read_a_text_of_fewer_recurrences(model, batch, monkeypatch) -> None:
+    """As after a sampler's light prefill: with the gradient through that pass, and not the deep one."""
+    term = WavefrontLoss(Staircase(width=5, headway=2), windows=2, prefill_steps=2, more_recurrences=1)
+    deep = deep_pass(model, batch["input_ids"], DEPTH, 9, seed=SEED)
+    plan = replace(term.plan(batch, deep, 11, 1.0, torch.Generator().manual_seed(0)), seed=SEED)
+    monkeypatch.setattr(term, "plan", lambda *_: plan)
+    monkeypatch.setattr(terms, "deep_pass", partial(deep_pass, seed=SEED))
+    assert plan.recurrences == DEPTH + 1
+    loss = term(model, batch, deep, 1.0, None)
+    slow = slow_loss(model, batch, plan, keep=DEPTH, deep_keep=2, depth=2)[0]
+    torch.testing.assert_close(loss.sum, slow, rtol=1e-11, atol=0)
+    ours, theirs = gradients(model, loss.sum), gradients(model, slow)
     for each in theirs:
         torch.testing.assert_close(ours[each], theirs[each], rtol=1e-8, atol=1e-11, msg=each)
 
@@ -309,6 +326,7 @@ def test_noise_moves_the_states(model, batch) -> None:
         (lambda: WavefrontLoss(SingleLanes(), windows=0, momentum=1.0), "windows=0 must be at least 1; momentum=1.0"),
         (lambda: WavefrontLoss(SingleLanes(), backprop_depth=0), "backprop_depth=0"),
         (lambda: WavefrontLoss(SingleLanes(), more_recurrences=-1), "more_recurrences=-1"),
+        (lambda: WavefrontLoss(SingleLanes(), prefill_steps=0), "prefill_steps=0"),
     ],
 )
 def test_wrong_settings_are_named(make, message) -> None:
