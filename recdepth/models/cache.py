@@ -286,12 +286,12 @@ class KVCache:
             self._views[key] = keys, values
         return self._views[key]
 
-    def settle(self, rows: Tensor, positions: Tensor, depth: Tensor) -> None:
-        """Let the slots that committed positions never wrote read as their deepest one (``per_depth`` only).
+    def settle(self, rows: Tensor, positions: Tensor, depth: Tensor | int) -> None:
+        """Let the slots that positions never wrote read as their deepest one (``per_depth`` only).
 
         Args:
-            rows, positions: [n], the positions that have just become final.
-            depth: [n], recurrences each of them got (at least 1).
+            rows, positions: [n], positions that get no further recurrences.
+            depth: recurrences they got (at least 1): [n], or one number for all.
         """
         if self.kv == "shared" or not len(rows):
             return
@@ -299,6 +299,11 @@ class KVCache:
         for store in (self.keys, self.values):
             core = store[first : first + self._core * self._depths].unflatten(0, (self._core, self._depths))
             last = self._depths - 1  # slots run from the deepest to the shallowest
+            if isinstance(depth, int):
+                deeper = self._depths - depth
+                for layer in core:
+                    layer[:deeper, rows, :, positions] = layer[deeper, rows, :, positions][:, None]
+                continue
             source = torch.arange(self._depths, device=depth.device).maximum(last + 1 - depth[:, None])  # [n, depths]
             at = (source, rows[:, None], slice(None), positions[:, None])
             for layer in core:

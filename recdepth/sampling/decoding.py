@@ -23,7 +23,7 @@ from recdepth.models import (
     sampling_seams,
 )
 
-from .front import Front, Lanes, Rows
+from .front import Front, LaneBools, Lanes, Rows
 from .policies import Policy
 from .result import SampleStats
 from .tokens import TokenChooser
@@ -102,6 +102,7 @@ class Decoding(ABC):
         self._count_rows = torch.arange(batch, device=self._device)[:, None]
         self.front = Front(batch, self._capacity, stop_tokens, policy)
         self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
+        self._alike_from = np.zeros(batch, dtype=np.int64)  # depth from which on a row's text keeps the same keys
         self._waiting = 0  # the next prompt that no row has served yet
         self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
         self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
@@ -178,7 +179,7 @@ class Decoding(ABC):
         """Let these rows serve the next prompts."""
         which = range(self._waiting, self._waiting + len(rows))
         self._waiting += len(rows)
-        self.serves[rows] = which
+        self.serves[rows], self._alike_from[rows] = which, 0
         self.front.admit(rows, [self.prompts[i] for i in which], self.max_new_tokens)
         at = self._upload(rows)
         self._streams[at] = torch.tensor([self.streams[i] for i in which], device=self._device)
@@ -212,7 +213,7 @@ class Decoding(ABC):
 
     def _prefill_into(self, cache: KVCache, rows: Rows) -> None:
         """These rows' prompts in one parallel pass, with a cache of as many rows, or more: the rest is padding."""
-        front, steps = self.front, self.policy.prefill
+        front = self.front
         lengths = front.prompt[rows]
         longest = width = int(lengths.max())
         seams: Seams = self.model
@@ -227,24 +228,34 @@ class Decoding(ABC):
         start = 0 if (positions >= 0).all() and seams is self.model else None
         span = seams.span(place.positions, cache, start=start, length=longest)
         e = seams.embed(self._upload(front.tokens[rows[:, None], positions]), cache, span)
-        s = place.read(self.states)
-        for depth in range(steps):
-            s = seams.recur(e, s, cache, span, depth)
+        s, steps = self._deepen(e, place.read(self.states), seams, cache, span, positions >= 0)
         logits = seams.decode(s, cache, span, logits_to_keep=1)
         behind = self._upload(front.prompt[rows][:, None])
         first = self.choose(logits, self._streams[place.rows[:, 0]], behind)
         if self.policy.kv == "per_depth" and steps < self.policy.num_steps:
             row, column = np.nonzero(positions >= 0)
-            where = self._upload(positions[row, column])
-            cache.settle(self._upload(row), where, torch.full_like(where, steps))
+            cache.settle(self._upload(row), self._upload(positions[row, column]), steps)
+        self._alike_from[rows] = steps
         self.stats.prefill_passes += steps
         front.open_after_prefill(rows[:count], first[:count, 0].cpu().numpy())
+
+    def _deepen(
+        self, e: Tensor, s: Tensor, seams: Seams, cache: KVCache, span: Span | Places, read: LaneBools
+    ) -> tuple[Tensor, int]:
+        """The recurrences of prompts; ``read`` are the places that hold a token.
+
+        Returns:
+            the states, and how many recurrences that took.
+        """
+        for depth in range(self.policy.prefill):
+            s = seams.recur(e, s, cache, span, depth)
+        return s, self.policy.prefill
 
     def _keep_rows(self, rows: Rows) -> None:
         """Drop all other rows: they cost no more."""
         keep, self._small_cache = self._upload(rows), None  # no prompt waits any more
         self.front.keep_rows(rows)
-        self.serves = self.serves[rows]
+        self.serves, self._alike_from = self.serves[rows], self._alike_from[rows]
         self._streams = self._streams[keep]
         self.cache.keep_rows(keep)
         self.embedded, self.states = self.embedded[keep], self.states[keep]

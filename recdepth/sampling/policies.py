@@ -51,6 +51,8 @@ class Policy:
         confirm_flips: a draft changes only when two read-outs in a row propose the same other token, or the one at r.
         prefill_steps: recurrences of the parallel pass over the prompt; None takes r, 0 opens the wavefront over the
             whole prompt instead.
+        settle: of rounds: a lane rests once a recurrence moves its state by at most so many units of rounding, and all
+            before it have settled too; 0 for never.
         init_scale: factor on the initial states' σ; 0 for zero states.
         compile: run compiled graphs of static shapes; lanes are padded to their widths.
 
@@ -73,6 +75,7 @@ class Policy:
     readout_growth: float = 1.0
     confirm_flips: bool = False
     prefill_steps: int | None = None
+    settle: float = 0.0
     init_scale: float = 1.0
     compile: bool = False
 
@@ -90,6 +93,7 @@ class Policy:
             "max_wavefront": (self.max_wavefront >= 1, "at least 1"),
             "draft_depth": (1 <= self.draft_depth <= self.num_steps, f"between 1 and num_steps={self.num_steps}"),
             "readout_growth": (1 <= self.readout_growth < math.inf, "at least 1 (1: after every step), and finite"),
+            "settle": (0 <= self.settle < math.inf, "at least 0 (0: lanes never rest), and finite"),
             "init_scale": (self.init_scale >= 0, "at least 0"),
         }
         problems = [f"{k}={getattr(self, k)!r} must be {rule}" for k, (ok, rule) in rules.items() if not ok]

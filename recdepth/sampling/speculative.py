@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recdepth.models import Buffers, Places, Span
+from recdepth.models import Buffers, KVCache, Places, Seams, Span, compiled_width
 
 from .decoding import Place
+from .exits import LatentDiff, scores_states
 from .front import LaneBools, LaneInts, Lanes, Rows
 from .wavefront import Wavefront
+
+
+#: ‖s − s_prev‖ / ‖s‖ of each lane.
+_MOVED = scores_states(LatentDiff)
 
 
 class Speculation(Wavefront):
@@ -27,6 +32,10 @@ class Speculation(Wavefront):
 
     With prefill off, or left open for a single row, the prompt's lanes are part of the first round: a draft needs their
     keys at its own depths only.
+
+    With ``settle``, lanes that have come to a fixed point rest: once a recurrence moves a state by no more than
+    rounding does, and all positions before it have settled as well, all it depends on stays as it is, and so do its
+    further states and keys. They are those of the last recurrence then, up to rounding.
 
     Args:
         decoding: as for :class:`Decoding`; the policy has per-depth keys and ``max_wavefront`` lanes per round.
@@ -52,15 +61,16 @@ class Speculation(Wavefront):
         if lanes.start == 0:  # lanes see lanes alone
             span = self.seams.span(place.positions, self.cache, start=0, length=lanes.width)
         e, s = place.read(self.embedded), place.read(self.states)
-        checking = True  # until all drafts agree at some depth
-        for below, depth in zip((first, *stages), stages, strict=False):
+        below = first
+        for depth in stages[:-1]:
             for d in range(below, depth):
                 s = self._count(self.seams.recur(e, s, self.cache, span, d), lanes.active)
-            if checking and depth < self.policy.num_steps:
-                place.write(self.states, s)
-                checking = self._agree(lanes, known - 1, depth)
-                if checking:
-                    e, s = place.read(self.embedded), place.read(self.states)
+            place.write(self.states, s)
+            below = depth
+            if not self._agree(lanes, known - 1, depth):  # all drafts do: what is left is the climb
+                break
+            e, s = place.read(self.embedded), place.read(self.states)
+        s = self._climb(e, s, lanes, place, span, below)
         self.stats.readouts += int(lanes.active.sum())
         chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         proposals, tokens = chosen.cpu().numpy()[:, : lanes.width], self.front.input_tokens(lanes)
@@ -132,6 +142,63 @@ class Speculation(Wavefront):
         return s
 
     # ----------------------------------------------------------------------------------------------- on the way up
+
+    def _climb(self, e: Tensor, s: Tensor, lanes: Lanes, place: Place, span: Span | Places, depth: int) -> Tensor:
+        """The recurrences that are left, without the lanes that rest; returns all states."""
+        top, whole, active = self.policy.num_steps, place, lanes.active
+        working = active.any(1)
+        alike_from, reached = int(self._alike_from[working].max()), top
+        while depth < top:
+            before, s = s, self._count(self.seams.recur(e, s, self.cache, span, depth), active)
+            depth += 1
+            if not self._looks_at(depth) or depth < alike_from:
+                continue
+            count = self._settled(s, before, active)
+            if count == active.shape[1]:
+                self._rest(active, place, depth)
+                reached = depth
+                break
+            width = active.shape[1] - count
+            width = compiled_width(width) if self.policy.compile else width
+            if width >= s.shape[1]:
+                continue
+            begin = min(count, s.shape[1] - width)  # padding is at the end
+            place.write(self.states, s)
+            self._rest(active[:, :begin], place, depth)
+            end, active = begin + width, active[:, begin:]
+            e, s, place = e[:, begin:end].contiguous(), s[:, begin:end].contiguous(), place.part(begin, end)
+            span = self._span(place, lanes.end)
+        self._alike_from[working] = reached
+        if place is whole:
+            return s
+        place.write(self.states, s)
+        return whole.read(self.states)
+
+    def _deepen(
+        self, e: Tensor, s: Tensor, seams: Seams, cache: KVCache, span: Span | Places, read: LaneBools
+    ) -> tuple[Tensor, int]:
+        depth = 0
+        while depth < self.policy.prefill:
+            before, s = s, seams.recur(e, s, cache, span, depth)
+            depth += 1
+            if self._looks_at(depth) and self._settled(s, before, read) == read.shape[1]:
+                break
+        return s, depth
+
+    def _looks_at(self, depth: int) -> bool:
+        """Whether to see after a recurrence which lanes have settled: that waits for the device."""
+        return bool(self.policy.settle) and depth % 2 == 0 and depth < self.policy.num_steps
+
+    def _settled(self, s: Tensor, before: Tensor, active: LaneBools) -> int:
+        """How many lanes at the front, the same for all rows, have settled or are not in use."""
+        unit = self.policy.settle * torch.finfo(s.dtype).eps
+        moving = active & ~(_MOVED(s, before).cpu().numpy()[:, : active.shape[1]] <= unit)
+        return int(np.where(moving.any(1), moving.argmax(1), active.shape[1]).min())
+
+    def _rest(self, active: LaneBools, place: Place, depth: int) -> None:
+        """Lanes get no further recurrences: their deeper keys are those of this depth."""
+        rows, columns = (self._upload(x) for x in np.nonzero(active))
+        self.cache.settle(rows, place.positions[rows, columns], depth)
 
     def _agree(self, lanes: Lanes, first: Rows, depth: int) -> bool:
         """Read lanes out at a depth, from the first in question of each row on, until no draft changes any more.

@@ -101,6 +101,7 @@ def speculative_samplers(draw):
         num_steps=r,
         draft_depth=draw(st.integers(1, r)),
         draft_tokens=draw(st.integers(1, 9)),
+        settle=draw(st.sampled_from([0.0, 16.0])),
         prefill_steps=draw(st.sampled_from([None, 1])),
         init_scale=draw(st.sampled_from([1.0, 0.0])),
     )
@@ -112,6 +113,7 @@ def grouped_samplers(draw):
     return Exact(
         num_steps=r,
         group=draw(st.integers(2, 9)),
+        settle=draw(st.sampled_from([0.0, 16.0])),
         draft_depth=draw(st.integers(1, r)),
         readout_growth=draw(st.sampled_from([1.0, 1.5, 2.0, 100.0])),
         confirm_flips=draw(st.booleans()),
