@@ -286,14 +286,15 @@ class KVCache:
             self._views[key] = keys, values
         return self._views[key]
 
-    def settle(self, rows: Tensor, positions: Tensor, depth: Tensor | int) -> None:
+    def settle(self, rows: Tensor | slice, positions: Tensor | slice, depth: Tensor | int) -> None:
         """Let the slots that positions never wrote read as their deepest one (``per_depth`` only).
 
         Args:
             rows, positions: [n], positions that get no further recurrences.
-            depth: recurrences they got (at least 1): [n], or one number for all.
+            depth: recurrences they got (at least 1): [n], or one number for all. With one number, rows and positions
+                may be slices.
         """
-        if self.kv == "shared" or not len(rows):
+        if self.kv == "shared":
             return
         first = self._prelude
         for store in (self.keys, self.values):
@@ -302,8 +303,9 @@ class KVCache:
             if isinstance(depth, int):
                 deeper = self._depths - depth
                 for layer in core:
-                    layer[:deeper, rows, :, positions] = layer[deeper, rows, :, positions][:, None]
+                    layer[:deeper, rows, :, positions] = layer[deeper : deeper + 1, rows, :, positions]
                 continue
+            assert isinstance(rows, Tensor) and isinstance(positions, Tensor), "depths of their own want indices"
             source = torch.arange(self._depths, device=depth.device).maximum(last + 1 - depth[:, None])  # [n, depths]
             at = (source, rows[:, None], slice(None), positions[:, None])
             for layer in core:

@@ -145,7 +145,7 @@ class Speculation(Wavefront):
 
     def _climb(self, e: Tensor, s: Tensor, lanes: Lanes, place: Place, span: Span | Places, depth: int) -> Tensor:
         """The recurrences that are left, without the lanes that rest; returns all states."""
-        top, whole, active = self.policy.num_steps, place, lanes.active
+        top, whole, active, first = self.policy.num_steps, place, lanes.active, 0
         working = active.any(1)
         alike_from, reached = int(self._alike_from[working].max()), top
         while depth < top:
@@ -155,7 +155,7 @@ class Speculation(Wavefront):
                 continue
             count = self._settled(s, before, active)
             if count == active.shape[1]:
-                self._rest(active, place, depth)
+                self._rest(lanes, first, lanes.width, depth)
                 reached = depth
                 break
             width = active.shape[1] - count
@@ -164,8 +164,8 @@ class Speculation(Wavefront):
                 continue
             begin = min(count, s.shape[1] - width)  # padding is at the end
             place.write(self.states, s)
-            self._rest(active[:, :begin], place, depth)
-            end, active = begin + width, active[:, begin:]
+            self._rest(lanes, first, first + begin, depth)
+            first, end, active = first + begin, begin + width, active[:, begin:]
             e, s, place = e[:, begin:end].contiguous(), s[:, begin:end].contiguous(), place.part(begin, end)
             span = self._span(place, lanes.end)
         self._alike_from[working] = reached
@@ -195,10 +195,14 @@ class Speculation(Wavefront):
         moving = active & ~(_MOVED(s, before).cpu().numpy()[:, : active.shape[1]] <= unit)
         return int(np.where(moving.any(1), moving.argmax(1), active.shape[1]).min())
 
-    def _rest(self, active: LaneBools, place: Place, depth: int) -> None:
-        """Lanes get no further recurrences: their deeper keys are those of this depth."""
-        rows, columns = (self._upload(x) for x in np.nonzero(active))
-        self.cache.settle(rows, place.positions[rows, columns], depth)
+    def _rest(self, lanes: Lanes, begin: int, end: int, depth: int) -> None:
+        """Some lanes get no further recurrences: their deeper keys are those of this depth."""
+        positions, active = lanes.positions[:, begin:end], lanes.active[:, begin:end]
+        if len(positions) == 1:
+            self.cache.settle(np.s_[:], slice(int(positions[0, 0]), int(positions[0, -1]) + 1), depth)
+            return
+        rows, columns = np.nonzero(active)
+        self.cache.settle(self._upload(rows), self._upload(positions[rows, columns]), depth)
 
     def _agree(self, lanes: Lanes, first: Rows, depth: int) -> bool:
         """Read lanes out at a depth, from the first in question of each row on, until no draft changes any more.

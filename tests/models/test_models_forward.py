@@ -78,6 +78,21 @@ def test_slots_never_written_read_as_the_deepest_one():
     assert torch.equal(cache.keys[:, 0], before[:, 0])
 
 
+def test_positions_of_one_depth_are_settled_alike_by_index_and_by_slice():
+    config = RecurrentDepthConfig(hidden_size=8, num_attention_heads=2, core_layers=2)
+    caches = [KVCache(config, batch=1, capacity=6, kv="per_depth", num_steps=4) for _ in range(3)]
+    keys, values = torch.randn_like(caches[0].keys), torch.randn_like(caches[0].values)
+    rows, positions = torch.zeros(3, dtype=torch.long), torch.tensor([2, 3, 4])
+    ways = [(rows, positions, torch.full((3,), 2)), (rows, positions, 2), (slice(None), slice(2, 5), 2)]
+    for cache, way in zip(caches, ways, strict=True):
+        cache.keys.copy_(keys)
+        cache.values.copy_(values)
+        cache.settle(*way)
+    assert not torch.equal(caches[0].keys, keys)
+    for cache in caches[1:]:
+        assert torch.equal(cache.keys, caches[0].keys) and torch.equal(cache.values, caches[0].values)
+
+
 def test_memory_of_the_cache_is_what_its_shape_says():
     config = RecurrentDepthConfig(hidden_size=16, num_attention_heads=2, prelude_layers=1, core_layers=3, coda_layers=2)
 

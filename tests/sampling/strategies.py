@@ -17,8 +17,14 @@ DTYPE = getattr(torch, os.environ.get("RECDEPTH_DTYPE", "float64"))
 
 
 @lru_cache(maxsize=64)
-def tiny_model(seed: int, vocab: int, layers: tuple[int, int, int], gain: float) -> RecurrentDepthForCausalLM:
-    """A random model, float64 unless told otherwise; a large gain on the weights makes one that does not contract."""
+def tiny_model(
+    seed: int, vocab: int, layers: tuple[int, int, int], gain: float, hold: float = 1.0
+) -> RecurrentDepthForCausalLM:
+    """A random model, float64 unless told otherwise.
+
+    A large gain on the core's weights makes one that amplifies differences; one that holds little of its state comes to
+    a fixed point within some recurrences.
+    """
     torch.manual_seed(seed)
     config = RecurrentDepthConfig(
         vocab_size=vocab,
@@ -35,6 +41,8 @@ def tiny_model(seed: int, vocab: int, layers: tuple[int, int, int], gain: float)
         for block in model.core:
             for weight in (block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc.weight, block.mlp.proj.weight):
                 weight *= gain
+        assert model.injection is not None
+        model.injection.weight[:, : config.hidden_size] *= hold
         for parameter in model.parameters():
             if parameter.ndim != 2:
                 parameter += 0.2 * torch.randn_like(parameter)
@@ -67,6 +75,7 @@ def models(gains: tuple[float, ...] = ALL) -> st.SearchStrategy[RecurrentDepthFo
         vocab=st.sampled_from([3, 11, 29]),
         layers=st.sampled_from([(1, 2, 1), (0, 1, 0), (2, 1, 2)]),
         gain=st.sampled_from(gains),
+        hold=st.sampled_from([1.0, 1.0, 0.03]),
     )
 
 

@@ -46,11 +46,14 @@ def samplers(draw):
         return Adaptive(num_steps=r, inner_steps=inner, commit=commit, exit_threshold=threshold, kv=kv)
     if kind == "speculative":
         prefill = draw(st.sampled_from([prefill, 0]))
-        return Speculative(num_steps=r, draft_depth=inner, draft_tokens=draw(st.integers(1, 9)), prefill_steps=prefill)
+        settle = draw(st.sampled_from([0.0, 1e12]))  # units of 2e-16: lanes rest early, and again in narrower passes
+        draft = {"draft_depth": inner, "draft_tokens": draw(st.integers(1, 9))}
+        return Speculative(num_steps=r, **draft, prefill_steps=prefill, settle=settle)
     if kind == "groups":
         growth, group = draw(st.sampled_from([1.0, 2.0])), draw(st.integers(2, 9))
         prefill = draw(st.sampled_from([prefill, 0]))
-        return Exact(num_steps=r, draft_depth=inner, readout_growth=growth, group=group, prefill_steps=prefill)
+        settle, rounds = draw(st.sampled_from([0.0, 1e12])), {"readout_growth": growth, "group": group}
+        return Exact(num_steps=r, draft_depth=inner, **rounds, prefill_steps=prefill, settle=settle)
     if draw(st.booleans()):
         prefill = 0
     width = draw(st.integers(7 if prefill == 0 else 1, 12))  # a prompt has up to 7 tokens

@@ -3,6 +3,7 @@
 import copy
 import sys
 from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from recdepth.sampling import (
 )
 from recdepth.sampling.front import Front
 from recdepth.sampling.guesses import guess
+from recdepth.sampling.speculative import Speculation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, diffusion_settings, tiny_model
@@ -47,6 +49,7 @@ SAMPLERS = [
     Exact(num_steps=6, inner_steps=2, headway=3, max_wavefront=9, draft_depth=2, readout_growth=2.0),
     Exact(num_steps=5, max_wavefront=8, confirm_flips=True, readout_growth=1.5, prefill_steps=0),
     Exact(num_steps=6, group=5, draft_depth=1, readout_growth=2.0, prefill_steps=6),
+    Exact(num_steps=40, group=5, settle=16.0, prefill_steps=40),
     Speculative(num_steps=4, draft_tokens=3, prefill_steps=4),
     Speculative(num_steps=4, draft_tokens=3, draft_depth=2, prefill_steps=0),
 ]
@@ -55,6 +58,57 @@ SAMPLERS = [
 @pytest.fixture
 def model():
     return tiny_model(0, 11, (1, 2, 1), 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- settle
+
+
+SETTLING = tiny_model(0, 11, (1, 2, 1), 1.0, hold=0.03)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("prefill", [None, 0])
+def test_lanes_that_have_settled_rest(batch_size, prefill):
+    """A model at its fixed point long before r: the same text for much less work."""
+    prompts, call = [[3, 1, 4], [1, 5], [9, 2, 6]], {"max_new_tokens": 20, "batch_size": batch_size}
+    plain = Exact(num_steps=64, group=8, readout_growth=4.0, prefill_steps=prefill)
+    every, some = (sampler(SETTLING, prompts, **call) for sampler in (plain, replace(plain, settle=16.0)))
+    assert some.tokens == every.tokens
+    assert some.stats.core_passes < 0.8 * every.stats.core_passes
+    assert some.stats.token_passes < 0.8 * every.stats.token_passes
+    assert batch_size == 1 or prefill == 0 or some.stats.prefill_passes < 0.8 * every.stats.prefill_passes
+
+
+@pytest.mark.parametrize("r, settle", [(10, 1e12), (64, 16.0)])
+def test_the_keys_of_resting_lanes_are_those_of_a_parallel_pass(r, settle):
+    """Lanes of the front rest before the others; up to what they still moved, all keys are as without rest."""
+    sampler, prompt = Exact(num_steps=r, group=12, readout_growth=100.0, settle=settle, prefill_steps=0), [3, 1, 4]
+    kept = []
+    for each in (sampler, replace(sampler, settle=0.0)):
+        policy, choose = each.policy(), TokenChooser()
+        engine = Speculation(SETTLING, policy, choose, [prompt], [0], 16, set(), 1)
+        engine.run()
+        assert (engine._alike_from < r).all() == bool(each.settle)
+        kept.append((engine.cache.keys[:, :, :, :15], engine.cache.values[:, :, :, :15], engine.stats.token_passes))
+    (keys, values, work), (all_keys, all_values, all_work) = kept
+    assert work < all_work
+    tolerance = settle * 1e-14
+    torch.testing.assert_close(keys, all_keys, rtol=0, atol=tolerance)
+    torch.testing.assert_close(values, all_values, rtol=0, atol=tolerance)
+
+
+def test_a_model_that_does_not_settle_never_rests():
+    model = tiny_model(0, 11, (1, 2, 1), 6.0)
+    plain = Exact(num_steps=16, group=8)
+    every, some = (s(model, [[3, 1, 4]], max_new_tokens=20) for s in (plain, replace(plain, settle=16.0)))
+    assert some.tokens == every.tokens and some.stats.core_passes == every.stats.core_passes
+
+
+def test_settling_is_for_rounds():
+    with pytest.raises(ValueError, match="settle=16.0 has no effect with group=1; leave it at 0 or take a larger"):
+        Exact(settle=16.0)
+    with pytest.raises(ValueError, match=r"settle=-1 must be at least 0"):
+        Speculative(settle=-1)
 
 
 # ------------------------------------------------------------------------------------------------------------- refill
