@@ -305,7 +305,8 @@ class KVCache:
                 for layer in core:
                     layer[:deeper, rows, :, positions] = layer[deeper : deeper + 1, rows, :, positions]
                 continue
-            assert isinstance(rows, Tensor) and isinstance(positions, Tensor), "depths of their own want indices"
+            assert isinstance(rows, Tensor), "depths of their own want indices"
+            assert isinstance(positions, Tensor), "depths of their own want indices"
             source = torch.arange(self._depths, device=depth.device).maximum(last + 1 - depth[:, None])  # [n, depths]
             at = (source, rows[:, None], slice(None), positions[:, None])
             for layer in core:

@@ -16,7 +16,6 @@ from .exits import LatentDiff, scores_states
 from .front import LaneBools, LaneInts, Lanes, Rows
 from .wavefront import Wavefront
 
-
 #: ‖s − s_prev‖ / ‖s‖ of each lane.
 _MOVED = scores_states(LatentDiff)
 

@@ -2,8 +2,8 @@
 
 import copy
 import sys
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ def test_lanes_that_have_settled_rest(batch_size, prefill):
     assert batch_size == 1 or prefill == 0 or some.stats.prefill_passes < 0.8 * every.stats.prefill_passes
 
 
-@pytest.mark.parametrize("r, settle", [(10, 1e12), (64, 16.0)])
+@pytest.mark.parametrize(("r", "settle"), [(10, 1e12), (64, 16.0)])
 def test_the_keys_of_resting_lanes_are_those_of_a_parallel_pass(r, settle):
     """Lanes of the front rest before the others; up to what they still moved, all keys are as without rest."""
     sampler, prompt = Exact(num_steps=r, group=12, readout_growth=100.0, settle=settle, prefill_steps=0), [3, 1, 4]
