@@ -264,8 +264,8 @@ class Exact(Sampler):
             sequential passes at most, and those of lanes that start anew on the way.
         settle: with a ``group``: a lane rests once a recurrence moves its state by at most so many units of rounding
             (``‖s−s_prev‖ / ‖s‖ ≤ settle · eps``), and all before it have settled too: what is left would repeat it, but
-            for rounding. Rounding alone moves float32 states by 2 to 8 units and bfloat16 states by about half of one.
-            0: every lane takes all its recurrences.
+            for rounding, which alone moves settled states by some units: 16 suits float32, 4 bfloat16. 0: every lane
+            takes all its recurrences.
         prefill_steps: as in :class:`Autoregressive`; with a ``group``, None lets the first round of a single row take
             its prompt along.
         init_scale, compile: as in :class:`Autoregressive`.
