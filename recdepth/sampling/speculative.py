@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Speculation(Wavefront):
 
     def __init__(self, *decoding: Any):
         super().__init__(*decoding)
+        self._spared: LaneInts = np.zeros((0, 0), dtype=np.int64)  # recurrences that resting lanes did not take
         # drafts between two looks for stop tokens: a look waits for the device, a graph of several saves calls
         self._stride = 4 if self.policy.compile else 1 if self._device.type == "cpu" else 8
 
@@ -69,11 +71,13 @@ class Speculation(Wavefront):
             if not self._agree(lanes, known - 1, depth):  # all drafts do: what is left is the climb
                 break
             e, s = place.read(self.embedded), place.read(self.states)
+        self._spared = np.zeros_like(lanes.positions)
         s = self._climb(e, s, lanes, place, span, below)
         self.stats.readouts += int(lanes.active.sum())
         chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         proposals, tokens = chosen.cpu().numpy()[:, : lanes.width], self.front.input_tokens(lanes)
         outcome = self.front.advance(lanes, proposals, np.False_)
+        outcome = replace(outcome, age=outcome.age - self._spared)
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
         if self.tracer is not None:
@@ -196,6 +200,7 @@ class Speculation(Wavefront):
 
     def _rest(self, lanes: Lanes, begin: int, end: int, depth: int) -> None:
         """Some lanes get no further recurrences: their deeper keys are those of this depth."""
+        self._spared[:, begin:end] = self.policy.num_steps - depth
         positions, active = lanes.positions[:, begin:end], lanes.active[:, begin:end]
         if len(positions) == 1:
             self.cache.settle(np.s_[:], slice(int(positions[0, 0]), int(positions[0, -1]) + 1), depth)

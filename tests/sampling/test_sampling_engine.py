@@ -76,6 +76,7 @@ def test_lanes_that_have_settled_rest(batch_size, prefill):
     assert some.tokens == every.tokens
     assert some.stats.core_passes < 0.8 * every.stats.core_passes
     assert some.stats.token_passes < 0.8 * every.stats.token_passes
+    assert every.stats.recurrences_per_token == 64 and some.stats.recurrences_per_token < 0.8 * 64
     assert batch_size == 1 or prefill == 0 or some.stats.prefill_passes < 0.8 * every.stats.prefill_passes
 
 
