@@ -1,6 +1,6 @@
-"""What the weights' layout, and oneDNN, gain for float32 products on the CPU (recdepth.models.products).
+"""What the weights' layout gains for float32 products on the CPU (recdepth.models.products).
 
-All in one process, in turn: weights as torch.nn.Linear stores them, as ours do, and by oneDNN where it may be faster;
+All in one process, in turn: weights as torch.nn.Linear stores them, and as ours do;
 medians. Beside bare products, core passes and training steps.
 
     python benchmarks/products.py --threads 1
@@ -19,11 +19,10 @@ from torch import nn
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.lifecycle import keep_large_buffers
-from recdepth.models import products
 from recdepth.models.products import Linear
 
-#: name -> whether weights lie in memory as in torch.nn.Linear, and whether wide products go to oneDNN
-VARIANTS = {"as nn.Linear": (True, False), "transposed": (False, False), "oneDNN": (True, True)}
+#: name -> whether weights lie in memory as in torch.nn.Linear
+VARIANTS = {"as nn.Linear": True, "transposed": False}
 
 
 def product(plain: bool, rows: int, inner: int, columns: int) -> Callable[[], object]:
@@ -67,17 +66,11 @@ def laid_out(module: nn.Module, plain: bool) -> nn.Module:
     return module
 
 
-def default() -> str:
-    """What the models use here."""
-    return "transposed, and oneDNN for wide products" if products.ONEDNN else "transposed"
-
-
 def in_turn(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every variant's calls, one after the other."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 3):
         for name, call in calls.items():
-            products.ONEDNN = VARIANTS[name][1]
             began = time.perf_counter()
             call()
             if repeat >= 3:
@@ -92,9 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_large_buffers()
-    if not torch.backends.mkldnn.is_available():
-        del VARIANTS["oneDNN"]
-    print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads; by default: {default()}")
+    print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads")
     cases: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...], int]] = {}
     shapes: list[tuple[int, ...]] = [(1, 128, 688), (8, 128, 688), (16, 128, 688), (64, 128, 688), (8, 256, 1376)]
     for shape in [*shapes, (64, 256, 1376)]:
@@ -107,7 +98,7 @@ def main() -> None:
         cases["training step, dim {}, {}x{} tokens".format(*shape)] = training_step, shape, 8
     print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in VARIANTS))
     for case, (make, shape, repeats) in cases.items():
-        calls = {name: make(plain, *shape) for name, (plain, _) in VARIANTS.items()}
+        calls = {name: make(plain, *shape) for name, plain in VARIANTS.items()}
         medians = {name: statistics.median(s) for name, s in in_turn(calls, repeats).items()}
         first = medians["as nn.Linear"]
         cells = (f"{1e3 * m:.3f} ({first / m:.2f}x)".rjust(22) for m in medians.values())

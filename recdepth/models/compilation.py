@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
-from .products import call_without_python
 from .refinement import Pick
 
 if TYPE_CHECKING:
@@ -260,7 +259,6 @@ def _compiled(run: FunctionType, name: str, device: torch.device) -> Callable[..
     code = run.__code__.replace(co_name=name)  # graphs are kept by code object
     options: dict[str, Any] = {"size_asserts": False}
     if device.type == "cpu":  # a graph's calls take as long as the work of one lane, from Python
-        call_without_python()
         options["cpp_wrapper"] = True
     return DirectGraph(FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__), options)
 
