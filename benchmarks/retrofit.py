@@ -4,8 +4,8 @@
     python benchmarks/retrofit.py BASE --rows 2 8 --depths 1 4 8 --skip agreement
 
 Agreement: the largest difference of any logit on 20 sentences at r = 1, 4 and 16, in float64 and float32, and that of
-the original in float32 from itself in float64, where its norms stay in float32. Steps: forward, backward and AdamW, each row of the table in a process
-of its own, for its peak memory; the second of two steps counts.
+the original in float32 from itself in float64, where its norms stay in float32. Steps: forward, backward and AdamW,
+each row of the table in a process of its own, for its peak memory; the second of two steps counts.
 """
 
 from __future__ import annotations

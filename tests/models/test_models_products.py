@@ -2,6 +2,8 @@
 
 import copy
 
+import torch
+
 import recdepth
 from recdepth.models.products import Linear
 
