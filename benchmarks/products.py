@@ -1,9 +1,10 @@
-"""What the weights' layout gains for float32 products on the CPU (recdepth.models.products).
+"""What the weights' layout gains for products on the CPU (recdepth.models.products).
 
-All in one process, in turn: weights as torch.nn.Linear stores them, and as ours do;
-medians. Beside bare products, core passes and training steps.
+All in one process, in turn: weights as torch.nn.Linear stores them, as ours do, and packed, as the large products of
+compiled graphs take them; medians. Beside bare products, eager core passes and training steps.
 
     python benchmarks/products.py --threads 1
+    python benchmarks/products.py --threads 1 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -27,11 +28,24 @@ VARIANTS = {"as nn.Linear": True, "transposed": False}
 
 def product(plain: bool, rows: int, inner: int, columns: int) -> Callable[[], object]:
     """A forward product."""
-    layer, x = laid_out(Linear(inner, columns), plain), torch.randn(1, rows, inner)
+    dtype = torch.get_default_dtype()
+    layer, x = laid_out(Linear(inner, columns).to(dtype), plain), torch.randn(1, rows, inner, dtype=dtype)
 
     def call() -> None:
         with torch.inference_mode():
             layer(x)
+
+    return call
+
+
+def packed_product(rows: int, inner: int, columns: int) -> Callable[[], object]:
+    """The same with a packed weight, as compiled graphs call it (from Python here, which takes some microseconds)."""
+    weight, x = torch.randn(columns, inner), torch.randn(1, rows, inner)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+
+    def call() -> None:
+        with torch.inference_mode():
+            torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
     return call
 
@@ -82,23 +96,27 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of products and passes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_default_dtype(getattr(torch, args.dtype))
     keep_large_buffers()
-    print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads")
+    print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads, {args.dtype}")
     cases: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...], int]] = {}
-    shapes: list[tuple[int, ...]] = [(1, 128, 688), (8, 128, 688), (16, 128, 688), (64, 128, 688), (8, 256, 1376)]
-    for shape in [*shapes, (64, 256, 1376)]:
+    shapes: list[tuple[int, ...]] = [(1, 128, 688), (8, 128, 688), (16, 128, 688), (64, 128, 688), (1, 256, 1376)]
+    for shape in [*shapes, (8, 256, 1376), (64, 256, 1376)]:
         cases["product {} x {} x {}".format(*shape)] = product, shape, 200
     shapes = [(128, 1), (128, 8), (128, 64), (256, 8), (256, 64)]
     for shape in shapes:
         cases["core pass, dim {}, {} lanes".format(*shape)] = core_pass, shape, 200
-    shapes = [(128, 16, 112), (256, 16, 112)]
+    shapes = [(128, 16, 112), (256, 16, 112)] if args.dtype == "float32" else []
     for shape in shapes:
         cases["training step, dim {}, {}x{} tokens".format(*shape)] = training_step, shape, 8
-    print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in VARIANTS))
+    print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in [*VARIANTS, "packed"]))
     for case, (make, shape, repeats) in cases.items():
         calls = {name: make(plain, *shape) for name, plain in VARIANTS.items()}
+        if make is product:
+            calls["packed"] = packed_product(*shape)
         medians = {name: statistics.median(s) for name, s in in_turn(calls, repeats).items()}
         first = medians["as nn.Linear"]
         cells = (f"{1e3 * m:.3f} ({first / m:.2f}x)".rjust(22) for m in medians.values())

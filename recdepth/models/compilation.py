@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
+from .products import PackedWeights
 from .refinement import Pick
 
 if TYPE_CHECKING:
@@ -118,9 +119,10 @@ class Places:
 
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
-    """A model's seams, compiled for sampling; one set per model, kept as long as the model."""
+    """A model's seams, compiled for sampling, as its weights are now; one set per model, kept as long as the model."""
     if model not in _seams:
         _seams[model] = CompiledSeams(model)
+    _seams[model].packed.refresh()
     return _seams[model]
 
 
@@ -140,6 +142,7 @@ class CompiledSeams:
         self._model = ref(model)
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self.packed = PackedWeights()
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
         """As the model's; the number of keys is rounded up to one that is compiled."""
@@ -219,7 +222,8 @@ class CompiledSeams:
         if (device, dtype) not in self._tables:
             self._tables[device, dtype] = model.rope_tables(device)
         assert isinstance(run, FunctionType)
-        self._graphs[key] = _compiled(run, "_".join(map(str, name)), device), settings, self._tables[device, dtype]
+        graph = _compiled(run, "_".join(map(str, name)), device, self.packed)
+        self._graphs[key] = graph, settings, self._tables[device, dtype]
         return self._graphs[key]
 
 
@@ -254,13 +258,12 @@ class _Graph:
 _graph = functools.cache(_Graph)
 
 
-def _compiled(run: FunctionType, name: str, device: torch.device) -> Callable[..., Any]:
+def _compiled(run: FunctionType, name: str, device: torch.device, packed: PackedWeights) -> Callable[..., Any]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = run.__code__.replace(co_name=name)  # graphs are kept by code object
-    options: dict[str, Any] = {"size_asserts": False}
-    if device.type == "cpu":  # a graph's calls take as long as the work of one lane, from Python
-        options["cpp_wrapper"] = True
-    return DirectGraph(FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__), options)
+    # a graph's calls take as long as the work of one lane, from Python
+    options = {"cpp_wrapper": True} if device.type == "cpu" else {}
+    return DirectGraph(FunctionType(code, run.__globals__, name, run.__defaults__, run.__closure__), options, packed)
 
 
 def _run(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .products import PackedWeights, pack_products
+
 
 class DirectGraph:
     """A function of a model and tensors, compiled at its first call; later ones go straight to the compiler's code.
@@ -17,16 +19,20 @@ class DirectGraph:
     The first call goes through ``torch.compile``, and is watched: which tensors reach the compiled code, and which of
     those that leave it are returned. Where all of them are the call's own tensors or the model's weights, later calls
     lay them out likewise. Where they are not (the function returns an argument, say), every call goes through
-    ``torch.compile``. Nothing is checked at a call: the caller has one graph for all that could differ.
+    ``torch.compile``. Nothing is checked at a call: the caller has one graph for all that could differ. Direct calls
+    give the weights of large products packed.
 
     Args:
         run: ``run(model, settings, *groups)``, each group a sequence of tensors; returns None, a tensor, or a named
             tuple of tensors and Nones.
         options: of ``torch.compile``'s default backend.
+        packed: where packed weights are kept.
     """
 
-    def __init__(self, run: Callable[..., Any], options: dict[str, Any]):
-        self._options = options
+    def __init__(self, run: Callable[..., Any], options: dict[str, Any], packed: PackedWeights):
+        # packed weights do not look as the compiler thinks
+        self._options, self._packed = {"size_asserts": False} | options, packed
+        self._packable: list[int] = []
         self._seen = False
         self._watched: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] | None = None
         self._direct: Callable[..., Any] | None = None
@@ -38,11 +44,13 @@ class DirectGraph:
             return self._direct(groups)
         result = self._compiled(model, settings, *groups)
         if self._watched is not None:
-            self._direct = _direct(*self._watched, result, model, list(chain(*groups)))
+            made = self._packed, self._packable
+            self._direct = _direct(*self._watched, result, model, list(chain(*groups)), *made)
             self._watched = None
         return result
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
+        self._packable = pack_products(graph)
         default: Any = torch._dynamo.lookup_backend("inductor")
         code = default(graph, examples, config_patches=self._options)
 
@@ -62,6 +70,8 @@ def _direct(
     result: Any,
     model: nn.Module,
     tensors: list[Tensor],
+    packed: PackedWeights,
+    packable: list[int],
 ) -> Callable[..., Any] | None:
     """The function that calls compiled code with a call's tensors; None where they do not tell what it takes."""
     weights = {
@@ -70,14 +80,15 @@ def _direct(
     place = {id(x): i for i, x in enumerate(tensors)}
     if len(place) < len(tensors):  # one tensor twice: which of them the code takes cannot be told
         return None
-    needed: list[tuple[dict[str, Any], str]] = []
+    needed: list[tuple[dict[Any, Any], Any]] = []
     order = []
-    for x in given:
+    for i, x in enumerate(given):
         if id(x) not in place:
             if id(x) not in weights:
                 return None
             place[id(x)] = len(tensors) + len(needed)
-            needed.append(weights[id(x)])
+            held = weights[id(x)]
+            needed.append((packed.tensors, packed.add(*held)) if i in packable else held)
         order.append(place[id(x)])
     give = _give(result, [id(x) for x in left])
     if give is None or len(order) < 2:

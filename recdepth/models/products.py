@@ -1,8 +1,17 @@
-"""Matrix products of the layers, with weights laid out as few rows want them."""
+"""Matrix products of the layers: weights laid out as few rows want them, and packed for more in compiled graphs."""
 
 from __future__ import annotations
 
-from torch import nn
+import operator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Multiply-adds from which a float32 product with packed weights is the faster one; in bfloat16 every one is.
+PACKED_FROM = 500_000
 
 
 class Linear(nn.Linear):
@@ -19,3 +28,116 @@ class Linear(nn.Linear):
     def lay_out(self) -> None:
         """Let the weight lie in memory as its transpose, where it does not."""
         self.weight.data = self.weight.data.t().contiguous().t()
+
+
+class PackedWeights:
+    """Weights as oneDNN wants them, one copy for all compiled graphs of a model.
+
+    :meth:`refresh` keeps up with changes, other than those in place that autograd could not see (``weight.data``).
+
+    Attributes:
+        tensors: the packed weights by key: (name of the parameter, identity of the module's dictionary of them).
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, int], Tensor] = {}
+        self._sources: dict[tuple[str, int], tuple[dict[str, Any], Any]] = {}
+
+    def add(self, held: dict[str, Any], name: str) -> tuple[str, int]:
+        """Pack a module's weight, if it is not; returns its key."""
+        key = name, id(held)  # held is kept, so that its identity stays its own
+        if key not in self.tensors:
+            self._pack(key, held)
+        return key
+
+    def refresh(self) -> None:
+        """Pack what has been replaced or changed in place since."""
+        for key, (held, state) in self._sources.items():
+            if state is None or _state(held[key[0]]) != state:
+                self._pack(key, held)
+
+    def _pack(self, key: tuple[str, int], held: dict[str, Any]) -> None:
+        weight = held[key[0]]
+        self._sources[key] = held, _state(weight)
+        self.tensors.pop(key, None)
+        if weight.device.type == "cpu":  # elsewhere its graphs are others
+            self.tensors[key] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+
+
+def _state(weight: Tensor) -> Any:
+    """What tells that a weight is as it was; None where nothing does."""
+    return None if weight.is_inference() else (weight.data_ptr(), weight._version, weight.dtype)
+
+
+def pack_products(graph: torch.fx.GraphModule) -> list[int]:
+    """Let a graph's products take packed weights where that is faster.
+
+    Returns:
+        places, among the graph's inputs, of the weights that may be given packed from then on.
+    """
+    if not _can_pack():
+        return []
+    places = []
+    for place, weight in enumerate(graph.graph.find_nodes(op="placeholder")):
+        if weight.users and all(_gains(user, weight) for user in weight.users):
+            places.append(place)
+            for user in list(weight.users):
+                user.target = torch.ops.recdepth.packed_product.default
+                user.args, user.kwargs = (user.args[0], weight), {}
+    graph.recompile()
+    return places
+
+
+def _gains(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
+    """Whether a node is a product with this weight, on a CPU and large enough."""
+    if node.target not in (F.linear, torch._C._nn.linear) or len(node.args) < 2 or node.args[1] is not weight:
+        return False
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    x = operator.attrgetter("meta")(node.args[0])["example_value"]
+    if bias is not None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    work = x.numel() * weight.meta["example_value"].shape[0]
+    return x.dtype == torch.bfloat16 or work >= PACKED_FROM
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _fake(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+# an operator of our own: the compiler takes oneDNN's with weights that never change alone
+_library = torch.library.Library("recdepth", "DEF")
+_library.define("packed_product(Tensor x, Tensor weight) -> Tensor")
+_library.impl("packed_product", _product, "CPU")
+torch.library.register_fake("recdepth::packed_product", _fake, lib=_library)
+
+
+@cache
+def _can_pack() -> bool:
+    """Let compiled graphs call the product from C++, by means that are private to PyTorch's compiler.
+
+    Returns:
+        whether they are there, and oneDNN; without, products stay as they are.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        from torch._inductor.ir import FixedLayout, TensorBox
+        from torch._inductor.lowering import register_lowering
+        from torch._inductor.mkldnn_ir import LinearUnary, _create_output_node
+    except ImportError:
+        return False
+
+    def product(x: TensorBox, weight: TensorBox) -> TensorBox:
+        rows = LinearUnary.require_contiguous(LinearUnary.realize_input(x))
+        shape = [*x.get_size()[:-1], weight.get_size()[0]]
+        layout = FixedLayout(x.get_device_or_error(), x.get_dtype(), shape)
+        # the weight as it comes: what it really looks like is not known here
+        made = LinearUnary(layout, [rows, LinearUnary.realize_input(weight)], [None, "none", [-1], ""])
+        return TensorBox.create(_create_output_node(made))
+
+    register_lowering(torch.ops.recdepth.packed_product.default, type_promotion_kind=None)(product)
+    return True

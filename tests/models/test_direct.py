@@ -4,10 +4,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recdepth.models import can_compile
+from recdepth.models import can_compile, products
 from recdepth.models.direct import DirectGraph
+from recdepth.models.products import Linear, PackedWeights
 
 pytestmark = pytest.mark.skipif(not can_compile()[0], reason="needs a compiler")
 
@@ -45,7 +47,7 @@ def direct(monkeypatch):
     """Counts calls that go through torch.compile."""
 
     def make(run, model, settings, *groups):
-        graph, slow = DirectGraph(run, {"cpp_wrapper": True}), [0]
+        graph, slow = DirectGraph(run, {"cpp_wrapper": True}, PackedWeights()), [0]
         through = graph._compiled
 
         def counted(*call):
@@ -110,3 +112,61 @@ def test_what_cannot_be_told_goes_through_torch_compile(direct, case):
         else:
             torch.testing.assert_close(call((x, x)).sum, 2 * x)
     assert slow == [3]
+
+
+class Products(nn.Module):
+    """A large product, a small one, one with a bias, and one whose weight is looked up as well."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.large, self.small, self.biased = Linear(64, 48), Linear(48, 4), nn.Linear(4, 200)
+        self.tied = nn.Parameter(torch.randn(40, 200))
+        self.to(dtype)
+
+    def forward(self, x):
+        x = F.linear(self.biased(self.small(self.large(x))), self.tied)
+        return self.tied[0].sum() + x
+
+
+def product(model, settings, inputs):
+    (x,) = inputs
+    return model(x)
+
+
+def changed(model):
+    """The model after each of several changes of its weights."""
+    yield model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with torch.inference_mode(False), torch.enable_grad():
+        model(torch.ones(1, 64, dtype=model.tied.dtype)).sum().backward()
+    optimizer.step()
+    yield model
+    model.load_state_dict({name: torch.randn_like(weight) for name, weight in model.state_dict().items()})
+    yield model
+    model.large.weight.data = torch.randn_like(model.large.weight)
+    yield model
+    model.large.weight = nn.Parameter(torch.randn_like(model.large.weight))  # an inference tensor: has no version
+    yield model
+    model.large.weight.fill_(0.1)
+    yield model
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_large_products_take_packed_weights_that_keep_up_with_changes(monkeypatch, dtype):
+    monkeypatch.setattr(products, "PACKED_FROM", 64 * 48 * 20)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        model = Products(dtype)
+    packed = PackedWeights()
+    graph = DirectGraph(product, {"cpp_wrapper": True}, packed)
+    close = {"rtol": 2e-2, "atol": 0.5} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-3}
+    for each in changed(model):
+        packed.refresh()
+        for _ in range(2):
+            x = torch.randn(1, 20, 64).to(dtype)
+            torch.testing.assert_close(graph(model, None, (x,)), each(x), **close)
+        names = {name for name, _ in packed.tensors}
+        assert names == {"weight"} and all(weight.is_mkldnn for weight in packed.tensors.values())
+        assert len(packed.tensors) == (2 if dtype == torch.bfloat16 else 1)  # the small one gains in bfloat16
