@@ -61,7 +61,8 @@ class PackedWeights:
         self._sources[key] = held, _state(weight)
         self.tensors.pop(key, None)
         if weight.device.type == "cpu":  # elsewhere its graphs are others
-            self.tensors[key] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+            dense = weight.detach().contiguous()  # a transposed one would take up to ten times as long
+            self.tensors[key] = torch.ops.mkldnn._reorder_linear_weight(dense, 64)
 
 
 def _state(weight: Tensor) -> Any:
