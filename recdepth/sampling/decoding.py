@@ -247,9 +247,17 @@ class Decoding(ABC):
         Returns:
             the states, and how many recurrences that took.
         """
-        for depth in range(self.policy.prefill):
-            s = seams.recur(e, s, cache, span, depth)
-        return s, self.policy.prefill
+        depth = 0
+        while depth < self.policy.prefill:
+            before, s = s, seams.recur(e, s, cache, span, depth)
+            depth += 1
+            if self._at_rest(s, before, read, depth):
+                break
+        return s, depth
+
+    def _at_rest(self, s: Tensor, before: Tensor, read: LaneBools, depth: int) -> bool:
+        """Whether further recurrences of a prompt would change nothing; the states before and after the last one."""
+        return False
 
     def _keep_rows(self, rows: Rows) -> None:
         """Drop all other rows: they cost no more."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from recdepth.models import Buffers, KVCache, Places, Seams, Span, compiled_width
+from recdepth.models import Buffers, Places, Span, compiled_width
 
 from .decoding import Place
 from .exits import LatentDiff, scores_states
@@ -177,16 +177,8 @@ class Speculation(Wavefront):
         place.write(self.states, s)
         return whole.read(self.states)
 
-    def _deepen(
-        self, e: Tensor, s: Tensor, seams: Seams, cache: KVCache, span: Span | Places, read: LaneBools
-    ) -> tuple[Tensor, int]:
-        depth = 0
-        while depth < self.policy.prefill:
-            before, s = s, seams.recur(e, s, cache, span, depth)
-            depth += 1
-            if self._looks_at(depth) and self._settled(s, before, read) == read.shape[1]:
-                break
-        return s, depth
+    def _at_rest(self, s: Tensor, before: Tensor, read: LaneBools, depth: int) -> bool:
+        return self._looks_at(depth) and self._settled(s, before, read) == read.shape[1]
 
     def _looks_at(self, depth: int) -> bool:
         """Whether to see after a recurrence which lanes have settled: that waits for the device."""
