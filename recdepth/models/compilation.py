@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
-from .products import PackedWeights
+from .products import PackedWeights, may_pack, packed_weights
 from .refinement import Pick
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
     """A model's seams, compiled for sampling, as its weights are now; one set per model, kept as long as the model."""
     if model not in _seams:
         _seams[model] = CompiledSeams(model)
-    _seams[model].packed.refresh()
+    packed_weights(model)  # refreshes them
     return _seams[model]
 
 
@@ -142,7 +142,7 @@ class CompiledSeams:
         self._model = ref(model)
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self.packed = PackedWeights()
+        self._packed = packed_weights(model) if may_pack(model) else None
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
         """As the model's; the number of keys is rounded up to one that is compiled."""
@@ -222,7 +222,7 @@ class CompiledSeams:
         if (device, dtype) not in self._tables:
             self._tables[device, dtype] = model.rope_tables(device)
         assert isinstance(run, FunctionType)
-        graph = _compiled(run, "_".join(map(str, name)), device, self.packed)
+        graph = _compiled(run, "_".join(map(str, name)), device, self._packed)
         self._graphs[key] = graph, settings, self._tables[device, dtype]
         return self._graphs[key]
 
@@ -258,7 +258,7 @@ class _Graph:
 _graph = functools.cache(_Graph)
 
 
-def _compiled(run: FunctionType, name: str, device: torch.device, packed: PackedWeights) -> Callable[..., Any]:
+def _compiled(run: FunctionType, name: str, device: torch.device, packed: PackedWeights | None) -> Callable[..., Any]:
     """A graph of its own: the caller looks it up by everything that could differ, so nothing is checked at a call."""
     code = run.__code__.replace(co_name=name)  # graphs are kept by code object
     # a graph's calls take as long as the work of one lane, from Python

@@ -26,10 +26,10 @@ class DirectGraph:
         run: ``run(model, settings, *groups)``, each group a sequence of tensors; returns None, a tensor, or a named
             tuple of tensors and Nones.
         options: of ``torch.compile``'s default backend.
-        packed: where packed weights are kept.
+        packed: the packed weights of the model that the calls will give, or None to do without.
     """
 
-    def __init__(self, run: Callable[..., Any], options: dict[str, Any], packed: PackedWeights):
+    def __init__(self, run: Callable[..., Any], options: dict[str, Any], packed: PackedWeights | None = None):
         # packed weights do not look as the compiler thinks
         self._options, self._packed = {"size_asserts": False} | options, packed
         self._packable: list[int] = []
@@ -50,7 +50,8 @@ class DirectGraph:
         return result
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
-        self._packable = pack_products(graph)
+        if self._packed is not None:
+            self._packable = pack_products(graph)
         default: Any = torch._dynamo.lookup_backend("inductor")
         code = default(graph, examples, config_patches=self._options)
 
@@ -70,7 +71,7 @@ def _direct(
     result: Any,
     model: nn.Module,
     tensors: list[Tensor],
-    packed: PackedWeights,
+    packed: PackedWeights | None,
     packable: list[int],
 ) -> Callable[..., Any] | None:
     """The function that calls compiled code with a call's tensors; None where they do not tell what it takes."""
@@ -88,7 +89,7 @@ def _direct(
                 return None
             place[id(x)] = len(tensors) + len(needed)
             held = weights[id(x)]
-            needed.append((packed.tensors, packed.add(*held)) if i in packable else held)
+            needed.append((packed.tensors, packed.add(*held)) if packed and i in packable else held)
         order.append(place[id(x)])
     give = _give(result, [id(x) for x in left])
     if give is None or len(order) < 2:

@@ -1,25 +1,34 @@
-"""Matrix products of the layers: weights laid out as few rows want them, and packed for more in compiled graphs."""
+"""Matrix products of the layers: weights laid out as few rows want them, and packed for more rows while sampling."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 #: Multiply-adds from which a float32 product with packed weights is the faster one; in bfloat16 every one is.
 PACKED_FROM = 500_000
+#: Models of more bytes are not packed: it takes a second copy.
+PACKED_UP_TO = 2 << 30
 
 
 class Linear(nn.Linear):
     """``y = x Wᵀ`` as :class:`torch.nn.Linear` without bias; layouts differ in the last bits.
 
     The weight is [out, in] as there, yet lies in memory as its transpose: a product of few rows, as sampling has them,
-    takes half the time on some CPUs (benchmarks/products.py measures it).
+    takes half the time on some CPUs (benchmarks/products.py measures it). Large products of samplers take a packed
+    copy: see :func:`packed_products`.
     """
+
+    packed: Tensor | None = None
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -29,9 +38,18 @@ class Linear(nn.Linear):
         """Let the weight lie in memory as its transpose, where it does not."""
         self.weight.data = self.weight.data.t().contiguous().t()
 
+    def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        if torch.compiler.is_compiling() or self.packed is None or not _large(input, self.out_features):
+            return F.linear(input, self.weight)
+        return _product(input, self.packed)
+
+
+def _large(x: Tensor, columns: int) -> bool:
+    return x.dtype == torch.bfloat16 or x.numel() * columns >= PACKED_FROM
+
 
 class PackedWeights:
-    """Weights as oneDNN wants them, one copy for all compiled graphs of a model.
+    """Weights as oneDNN wants them, one copy for all products and graphs of a model.
 
     :meth:`refresh` keeps up with changes, other than those in place that autograd could not see (``weight.data``).
 
@@ -60,9 +78,13 @@ class PackedWeights:
         weight = held[key[0]]
         self._sources[key] = held, _state(weight)
         self.tensors.pop(key, None)
-        if weight.device.type == "cpu":  # elsewhere its graphs are others
+        if _packable(weight):  # it may have been moved, or its dtype changed: such products are others
             dense = weight.detach().contiguous()  # a transposed one would take up to ten times as long
             self.tensors[key] = torch.ops.mkldnn._reorder_linear_weight(dense, 64)
+
+
+def _packable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
 
 
 def _state(weight: Tensor) -> Any:
@@ -70,8 +92,40 @@ def _state(weight: Tensor) -> Any:
     return None if weight.is_inference() else (weight.data_ptr(), weight._version, weight.dtype)
 
 
+_packed: WeakKeyDictionary[nn.Module, PackedWeights] = WeakKeyDictionary()
+
+
+def packed_weights(model: nn.Module) -> PackedWeights:
+    """A model's packed weights, as its weights are now; kept as long as the model."""
+    packed = _packed.setdefault(model, PackedWeights())
+    packed.refresh()
+    return packed
+
+
+def may_pack(model: nn.Module) -> bool:
+    """Whether there is oneDNN, and a second copy of the weights is no burden."""
+    return torch.backends.mkldnn.is_available() and sum(x.nbytes for x in model.parameters()) <= PACKED_UP_TO
+
+
+@contextmanager
+def packed_products(model: nn.Module) -> Iterator[None]:
+    """Let the large products of a model take packed weights meanwhile, outside compiled graphs.
+
+    The weights must not change meanwhile, and there are no gradients.
+    """
+    layers = [m for m in model.modules() if isinstance(m, Linear) and _packable(m.weight)] if may_pack(model) else []
+    weights = packed_weights(model)
+    for layer in layers:
+        layer.packed = weights.tensors[weights.add(layer._parameters, "weight")]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
+
+
 def pack_products(graph: torch.fx.GraphModule) -> list[int]:
-    """Let a graph's products take packed weights where that is faster.
+    """Let a compiled graph's products take packed weights where that is faster.
 
     Returns:
         places, among the graph's inputs, of the weights that may be given packed from then on.
@@ -95,10 +149,7 @@ def _gains(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
         return False
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     x = operator.attrgetter("meta")(node.args[0])["example_value"]
-    if bias is not None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    work = x.numel() * weight.meta["example_value"].shape[0]
-    return x.dtype == torch.bfloat16 or work >= PACKED_FROM
+    return bias is None and _packable(x) and _large(x, weight.meta["example_value"].shape[0])
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

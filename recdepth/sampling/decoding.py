@@ -22,6 +22,7 @@ from recdepth.models import (
     compiled_width,
     sampling_seams,
 )
+from recdepth.models.products import packed_products
 
 from .front import Front, LaneBools, Lanes, Rows
 from .policies import Policy
@@ -126,9 +127,10 @@ class Decoding(ABC):
         if self.tracer is not None:
             self.tracer.start(self.prompts)
         number = 0
-        while self._admit():
-            self.step(number)
-            number += 1
+        with packed_products(self.model):
+            while self._admit():
+                self.step(number)
+                number += 1
         stats = self.stats
         stats.decode_seconds = time.perf_counter() - self._clock
         stats.new_tokens = sum(map(len, self.tokens))

@@ -2,10 +2,15 @@
 
 import copy
 
+import pytest
 import torch
 
 import recdepth
-from recdepth.models.products import Linear
+from recdepth.models import products
+from recdepth.models.products import Linear, packed_products, packed_weights
+from recdepth.sampling import Autoregressive, DiffusionForcing, Exact
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
 def test_weights_lie_as_their_transposes_wherever_they_come_from(tmp_path):
@@ -19,3 +24,50 @@ def test_weights_lie_as_their_transposes_wherever_they_come_from(tmp_path):
         assert all(weight.t().is_contiguous() and not weight.is_contiguous() for weight in weights.values())
     for ours, theirs in zip(model.float().parameters(), loaded[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_large_products_take_packed_weights_for_a_while(monkeypatch, dtype):
+    layer, calls = Linear(40, 24).to(dtype), []
+    real = products._product
+    monkeypatch.setattr(products, "_product", lambda x, weight: calls.append(weight.is_mkldnn) or real(x, weight))
+    monkeypatch.setattr(products, "PACKED_FROM", 40 * 24 * 6)
+    few, many = torch.randn(1, 5, 40, dtype=dtype), torch.randn(2, 3, 40, dtype=dtype)
+    with torch.inference_mode(), packed_products(layer):
+        for x in (few, many):
+            tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+            torch.testing.assert_close(layer(x), x @ layer.weight.t(), rtol=tolerance, atol=tolerance)
+    assert calls == {torch.float32: [True], torch.bfloat16: [True, True], torch.float64: []}[dtype]
+    with pytest.raises(RuntimeError), packed_products(layer):
+        layer(torch.ones(3, dtype=dtype))
+    assert layer.packed is None and "packed" not in copy.deepcopy(layer).state_dict()
+
+
+@needs_onednn
+def test_samplers_take_weights_as_they_are_now_and_leave_large_models_alone(monkeypatch):
+    torch.manual_seed(0)
+    config = recdepth.RecurrentDepthConfig(vocab_size=20, hidden_size=16, num_attention_heads=2)
+    model, seen, real = recdepth.RecurrentDepthForCausalLM(config).eval(), [], products._product
+    monkeypatch.setattr(products, "_product", lambda x, weight: seen.append(weight) or real(x, weight))
+    call = {"prompts": [[1, 2, 3], [4]], "max_new_tokens": 12}
+    samplers = Autoregressive(num_steps=4), Exact(num_steps=4, group=6), DiffusionForcing(num_steps=4, inner_steps=1)
+    for change in range(3):
+        for sampler in samplers:
+            expected = sampler(model, **call).tokens
+            assert not seen
+            with monkeypatch.context() as patch:
+                patch.setattr(products, "PACKED_FROM", 0)
+                assert sampler(model, **call).tokens == expected
+                assert seen
+                seen.clear()
+                patch.setattr(products, "PACKED_UP_TO", 1000)
+                assert sampler(model, **call).tokens == expected
+                assert not seen
+        if change == 0:
+            for layer in model.modules():
+                if isinstance(layer, Linear):
+                    torch.nn.init.normal_(layer.weight, std=0.2)  # in place
+        else:
+            model.load_state_dict(recdepth.RecurrentDepthForCausalLM(config).state_dict(), assign=True)
+    assert len(packed_weights(model).tensors) == sum(isinstance(m, Linear) for m in model.modules())

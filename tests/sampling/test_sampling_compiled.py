@@ -22,7 +22,6 @@ from recdepth.models import (
     can_compile,
     compilation,
     products,
-    sampling_seams,
 )
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
 
@@ -235,7 +234,7 @@ def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
     for sampler, prompts in ((Exact(num_steps=4, group=3), [[1, 2]]), (short, [[1, 2]]), (short, [[1, 2], [3]])):
         found = replace(sampler, compile=True)(single, prompts, **sampled)  # two rows: their lanes are packed
         assert found.tokens == sampler(single, prompts, **sampled).tokens
-    assert sampling_seams(single).packed.tensors or not torch.backends.mkldnn.is_available()
+    assert products.packed_weights(single).tensors or not torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize(
