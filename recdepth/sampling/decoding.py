@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +128,8 @@ class Decoding(ABC):
         if self.tracer is not None:
             self.tracer.start(self.prompts)
         number = 0
-        with packed_products(self.model):
+        eager = not self.policy.compile or max(map(len, self.prompts)) > WIDTHS[-1]  # long prefills are
+        with packed_products(self.model) if eager else nullcontext():
             while self._admit():
                 self.step(number)
                 number += 1
