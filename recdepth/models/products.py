@@ -103,8 +103,9 @@ def packed_weights(model: nn.Module) -> PackedWeights:
 
 
 def may_pack(model: nn.Module) -> bool:
-    """Whether there is oneDNN, and a second copy of the weights is no burden."""
-    return torch.backends.mkldnn.is_available() and sum(x.nbytes for x in model.parameters()) <= PACKED_UP_TO
+    """Whether there is oneDNN, no autocast, and a second copy of the weights is no burden."""
+    able = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+    return able and sum(x.nbytes for x in model.parameters()) <= PACKED_UP_TO
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def pack_products(graph: torch.fx.GraphModule) -> list[int]:
     Returns:
         places, among the graph's inputs, of the weights that may be given packed from then on.
     """
-    if not _can_pack():
+    if not _can_pack() or torch.is_autocast_enabled("cpu"):  # which chooses dtypes by product
         return []
     places = []
     for place, weight in enumerate(graph.graph.find_nodes(op="placeholder")):

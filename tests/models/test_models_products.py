@@ -71,3 +71,12 @@ def test_samplers_take_weights_as_they_are_now_and_leave_large_models_alone(monk
         else:
             model.load_state_dict(recdepth.RecurrentDepthForCausalLM(config).state_dict(), assign=True)
     assert len(packed_weights(model).tensors) == sum(isinstance(m, Linear) for m in model.modules())
+
+
+def test_autocast_chooses_dtypes_as_ever(monkeypatch):
+    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    layers = torch.nn.Sequential(Linear(8, 8), Linear(8, 4))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = layers(torch.ones(2, 8))
+        with packed_products(layers):
+            assert torch.equal(layers(torch.ones(2, 8)), expected) and expected.dtype == torch.bfloat16
