@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Literal, Protocol
@@ -80,6 +80,7 @@ class Span:
         length: number of keys, i.e. the highest position + 1 (with a cache) or T (without).
         packing: where the places are lanes of several rows: batch is 1 then, but for the mask's, whose queries are the
             unpacked lanes.
+        by_position: there is no mask, as attention itself sees to it that every query sees the keys up to its own.
     """
 
     positions: Int[Tensor, "batch time"]
@@ -90,6 +91,7 @@ class Span:
     start: int | None
     length: int
     packing: Packing | None = None
+    by_position: bool = False
 
     @property
     def rows(self) -> Int[Tensor, "batch time"]:
@@ -102,6 +104,8 @@ class Span:
         """Some of the places, adjacent ones; of a span with a start, keys behind the last of them are left out."""
         assert self.packing is None, "packed lanes stay together"
         positions, rotary = self.positions[:, begin:end], (self.cos[:, begin:end], self.sin[:, begin:end])
+        if self.by_position:
+            return Span(positions, *rotary, None, False, None, self.length, by_position=True)
         if self.start is None:
             assert self.mask is not None
             return Span(positions, *rotary, self.mask[:, :, begin:end], False, None, self.length)
@@ -121,7 +125,9 @@ class Span:
         if self.causal:
             mask = torch.arange(self.length, device=cos.device) <= self.positions[:, None, begin:, None]
         start = None if self.start is None else self.start + begin
-        return Span(self.positions[:, begin:], cos, sin, mask, False, start, self.length)
+        return replace(
+            self, positions=self.positions[:, begin:], cos=cos, sin=sin, mask=mask, causal=False, start=start
+        )
 
 
 class Cache(Protocol):

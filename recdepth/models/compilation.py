@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .attention import can_attend_by_position
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
 from .products import PackedWeights, may_pack, packed_weights
@@ -107,6 +108,7 @@ class Places:
     positions: Int[Tensor, "batch time"]
     length: int
     causal: bool = False  # the positions are 0 to length - 1, those at the end replaced by padding
+    by_position: bool = False  # as a span's; the length is the cache's capacity then
 
     @functools.cached_property
     def kind(self) -> tuple[torch.Size, int, bool]:
@@ -115,7 +117,7 @@ class Places:
 
     def part(self, begin: int, end: int) -> Places:
         """Some of the places, with the same keys."""
-        return Places(self.positions[:, begin:end].contiguous(), self.length)
+        return Places(self.positions[:, begin:end].contiguous(), self.length, by_position=self.by_position)
 
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
@@ -149,6 +151,8 @@ class CompiledSeams:
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
         positions, time = positions.contiguous(), positions.shape[1]
+        if self._by_position(cache):
+            return Places(positions, cache.capacity, by_position=True)
         if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
             return Places(positions, time, causal=True)
         return Places(positions, compiled_capacity(length))
@@ -179,9 +183,11 @@ class CompiledSeams:
         """A sampler's own step, in one graph, with so many keys. Tensors that it writes to are changed in place; their
         shapes, dtypes and strides follow from the step and the cache."""
         assert cache.kv == "shared", "a step's graph has one slot a layer"
+        by_position = self._by_position(cache)
+        length = cache.capacity if by_position else length
         key = step, length, cache.kind
         run, settings, tables = self._graphs.get(key) or self._add(
-            key, _run_step, (step, length), [step.name, *cache.kind[0][:1], length], cache
+            key, _run_step, (step, length, by_position), [step.name, *cache.kind[0][:1], length], cache
         )
         return run(self._model(), settings, inputs, tables, *cache.slots("refine"))
 
@@ -200,6 +206,11 @@ class CompiledSeams:
         inputs = (ids, *buffers.tensors, *([] if noise is None else [noise]))
         return self._call(graph, inputs, cache, places, cache.slots("refine", 0, steps))
 
+    @staticmethod
+    def _by_position(cache: KVCache) -> bool:
+        """Whether attention finds out by itself which keys there are: one graph serves any number of them."""
+        return cache.keys.device.type == "cpu" and can_attend_by_position()
+
     def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()
         assert model is not None
@@ -207,7 +218,7 @@ class CompiledSeams:
         run, settings, tables = self._graphs.get(key) or self._add(
             key,
             _run,
-            (graph, places.length, places.causal),
+            (graph, places.length, places.causal, places.by_position),
             [*graph.name, *places.positions.shape, places.length],
             cache,
         )
@@ -268,15 +279,15 @@ def _compiled(run: FunctionType, name: str, device: torch.device, packed: Packed
 
 def _run(
     model: RecurrentDepthForCausalLM,
-    settings: tuple[_Graph, int, bool],
+    settings: tuple[_Graph, int, bool, bool],
     inputs: tuple[Tensor, ...],
     tables: tuple[Tensor, Tensor],
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
     """One seam, or all, on tensors alone, positions first: everything else is a constant of the graph."""
-    graph, length, causal = settings
-    span, inputs = _span(tables, length, inputs[0], causal=causal), inputs[1:]
+    graph, length, causal, by_position = settings
+    span, inputs = _span(tables, length, by_position, inputs[0], causal=causal), inputs[1:]
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
         e, s, depth = inputs
@@ -299,24 +310,31 @@ def _run(
 
 def _run_step(
     model: RecurrentDepthForCausalLM,
-    settings: tuple[Step, int],
+    settings: tuple[Step, int, bool],
     inputs: tuple[Tensor, ...],
     tables: tuple[Tensor, Tensor],
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
     """A sampler's own step on tensors alone, with shared keys."""
-    step, length = settings
+    step, length, by_position = settings
     prelude = len(model.prelude)
     cache = _SomeSlots(keys, values, first_core=prelude, first_coda=prelude + len(model.core))
-    return step(model, cache, functools.partial(_span, tables, length), *inputs)
+    return step(model, cache, functools.partial(_span, tables, length, by_position), *inputs)
 
 
 def _span(
-    tables: tuple[Tensor, Tensor], length: int, positions: Tensor, packing: Packing | None = None, causal: bool = False
+    tables: tuple[Tensor, Tensor],
+    length: int,
+    by_position: bool,
+    positions: Tensor,
+    packing: Packing | None = None,
+    causal: bool = False,
 ) -> Span:
     """The span of these positions inside a graph, with so many keys."""
     cos, sin = (table[positions][:, :, None] for table in tables)
+    if by_position:
+        return Span(positions, cos, sin, None, False, None, length, packing, by_position=True)
     queries = positions if packing is None else packing.unpack(positions)
     keys = torch.arange(length, device=positions.device)
     mask = None if causal else keys <= queries.clamp(min=0)[:, None, :, None]
@@ -361,4 +379,6 @@ class _LaneSlots:
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
         self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2)
         self.values[slot, rows, :, span.positions] = values.transpose(1, 2)
+        if span.by_position:
+            return self.keys, self.values
         return self.keys[slot, rows, :, : span.length], self.values[slot, rows, :, : span.length]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .attention import attend_by_position
 from .cache import Cache, Flight, Slot, Span
 from .config import RecurrentDepthConfig
 from .products import Linear
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         else:
             if cache is not None:
                 k, v = cache.update(slot, k, v, span)
-            y = attend(q, k, v, span)
+            y = attend(q, k, v, span, slot)
         return self.proj(y.reshape(batch, time, -1))
 
     def _flight(self, q: Tensor, k: Tensor, v: Tensor, span: Span, cache: Cache, flight: Flight) -> Tensor:
@@ -110,11 +111,17 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Float[Tensor, "batch heads time head_dim"], k: Tensor, v: Tensor, span: Span
+    q: Float[Tensor, "batch heads time head_dim"], k: Tensor, v: Tensor, span: Span, slot: Slot = 0
 ) -> Float[Tensor, "batch time heads head_dim"]:
     """Causal attention to keys and values that all lanes share, [batch, kv_heads, keys, head_dim], or that each lane
-    has for itself, [batch, time, kv_heads, keys, head_dim]; a head of keys serves as many adjacent query heads."""
+    has for itself, [batch, time, kv_heads, keys, head_dim], or, by position, in a slot of its own of all there are,
+    [slots, batch, kv_heads, keys, head_dim]; a head of keys serves as many adjacent query heads."""
     grouped, packing = q.shape[1] != k.shape[-3], span.packing
+    if span.by_position:
+        rows = span.rows.expand(span.positions.shape)
+        if k.dim() == 5:
+            rows, k, v = slot * k.shape[1] + rows, k.flatten(0, 1), v.flatten(0, 1)
+        return attend_by_position(q, k, v, rows, span.positions)
     if k.dim() == 4:
         if packing is not None:
             q = packing.unpack(q.transpose(1, 2)).transpose(1, 2)

@@ -23,6 +23,7 @@ from recdepth.models import (
     compilation,
     products,
 )
+from recdepth.models.attention import can_attend_by_position
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -102,16 +103,19 @@ def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
 
 
 @pytest.mark.parametrize("kv", ["shared", "per_depth"])
-def test_keys_beyond_the_first_bucket(kv):
+def test_keys_beyond_the_first_bucket(kv, monkeypatch):
     config = {"vocab_size": 11, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
     torch.manual_seed(0)
     model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, max_position_embeddings=300)).double().eval()
     prompts = [[i % 11 for i in range(120)], [3, 1]]  # the first crosses 128 keys on its way to 140
     sampler = DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=6, kv=kv)
-    call = {"max_new_tokens": 20, "temperature": 1.0}
+    call, made, compiled = {"max_new_tokens": 20, "temperature": 1.0}, [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **how: made.append(run.__name__) or compiled(run, **how))
     with as_if_compiled():
         found = replace(sampler, compile=True)(model, prompts, **call).tokens
     assert found == sampler(model, prompts, **call).tokens
+    # graphs that attend by position serve any number of keys: their names end with the cache's capacity
+    assert not can_attend_by_position() or {name.split("_")[-1] for name in made} == {"192"}
 
 
 @st.composite

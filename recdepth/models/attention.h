@@ -1,0 +1,191 @@
+// Attention of few queries to cached keys and values: every query reads the keys up to its own position, where they
+// lie, and no mask. For torch's CPU compiler, with its vectors; see attention.py.
+
+#ifndef RECDEPTH_ATTENTION
+#define RECDEPTH_ATTENTION
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+namespace recdepth {
+
+// float16 and bfloat16 are summed in float32
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <typename T>
+using Vec = at::vec::Vectorized<Sum<T>>;
+
+template <typename T>
+inline Vec<T> load(const T* from, int count) {
+  using From = at::vec::Vectorized<T>;
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    return count == Vec<T>::size() ? From::loadu(from) : From::loadu(from, count);
+  } else {
+    return at::vec::convert<Sum<T>>(From::loadu(from, count));
+  }
+}
+
+template <typename T>
+inline void store(T* to, const Vec<T>& x, int count) {
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    x.store(to, count);
+  } else {
+    at::vec::convert<T>(x).store(to, count);
+  }
+}
+
+// Sizes and strides, in elements; the last dimension of each is dense.
+struct Shape {
+  int64_t batch, time, heads, group;  // so many query heads share one head of keys
+  int64_t q_batch, q_time, q_head, k_row, k_head, k_time, v_row, v_head, v_time;
+};
+
+// Keys as [dim, padded]; what lies behind the last key is not touched.
+template <typename T, int D>
+inline void turn(const T* k, int64_t k_time, int64_t keys, Sum<T>* to, int64_t padded) {
+  constexpr int side = 16;
+  for (int64_t j = 0; j < keys; j += side) {
+    const int some = std::min<int64_t>(side, keys - j);
+    for (int d = 0; d < D; d += side) {
+      const int wide = std::min(side, D - d);
+      if constexpr (std::is_same_v<T, Sum<T>>) {
+        at::vec::transpose_mxn<T>(k + j * k_time + d, k_time, to + d * padded + j, padded, some, wide);
+      } else {
+        for (int i = 0; i < some; ++i)
+          for (int e = d; e < d + wide; ++e) to[e * padded + j + i] = k[(j + i) * k_time + e];
+      }
+    }
+  }
+}
+
+// Softmax of a query's scores in place; those behind its keys become 0.
+template <typename T>
+inline Sum<T> softmax(Sum<T>* scores, int64_t keys, int64_t padded, Sum<T> scale) {
+  using V = Vec<T>;
+  constexpr int64_t lanes = V::size();
+  std::fill(scores + keys, scores + padded, -std::numeric_limits<Sum<T>>::infinity());
+  V most = V::loadu(scores);
+  for (int64_t j = lanes; j < padded; j += lanes) most = at::vec::maximum(most, V::loadu(scores + j));
+  const V top(at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return at::vec::maximum(a, b); }, most));
+  V total(0);
+  for (int64_t j = 0; j < padded; j += lanes) {
+    const V e = ((V::loadu(scores + j) - top) * V(scale)).exp_u20();
+    e.store(scores + j);
+    total = total + e;
+  }
+  return at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, total);
+}
+
+// `N` adjacent queries of one head on the same keys. With `turned`, keys lie as [dim, padded].
+template <typename T, int D, int N>
+inline void attend_some(
+    const T* q, int64_t q_time, const T* k, int64_t k_time, const Sum<T>* turned, const T* v, int64_t v_time,
+    const int64_t* positions, int64_t padded_most, Sum<T>* scores, T* out, int64_t out_time) {
+  using V = Vec<T>;
+  constexpr int lanes = V::size(), parts = (D + lanes - 1) / lanes;
+  constexpr auto filled = [](int part) { return std::min<int>(V::size(), D - part * V::size()); };
+  const Sum<T> scale = 1 / std::sqrt(Sum<T>(D));
+  int64_t keys[N], most = 1;
+  for (int n = 0; n < N; ++n) {
+    keys[n] = std::max<int64_t>(positions[n], 0) + 1;
+    most = std::max(most, keys[n]);
+  }
+  const int64_t padded = (most + lanes - 1) / lanes * lanes;
+  if (turned) {
+    for (int64_t j = 0; j < padded; j += lanes) {
+      V sum[N];
+      for (int n = 0; n < N; ++n) sum[n] = V(0);
+      for (int d = 0; d < D; ++d) {
+        const V key = V::loadu(turned + d * padded_most + j);
+        for (int n = 0; n < N; ++n) sum[n] = at::vec::fmadd(V(Sum<T>(q[n * q_time + d])), key, sum[n]);
+      }
+      for (int n = 0; n < N; ++n) sum[n].store(scores + n * padded_most + j);
+    }
+  } else {
+    V query[N][parts];
+    for (int n = 0; n < N; ++n)
+      for (int p = 0; p < parts; ++p) query[n][p] = load(q + n * q_time + p * lanes, filled(p));
+    for (int64_t j = 0; j < most; ++j) {
+      V sum[N];
+      for (int p = 0; p < parts; ++p) {
+        const V key = load(k + j * k_time + p * lanes, filled(p));
+        for (int n = 0; n < N; ++n) sum[n] = p ? at::vec::fmadd(query[n][p], key, sum[n]) : query[n][p] * key;
+      }
+      for (int n = 0; n < N; ++n)
+        scores[n * padded_most + j] =
+            at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, sum[n]);
+    }
+  }
+  Sum<T> total[N];
+  for (int n = 0; n < N; ++n) total[n] = softmax<T>(scores + n * padded_most, keys[n], padded, scale);
+  constexpr int at_once = std::max(1, std::min(parts, 16 / N));  // as many sums as there are registers
+  for (int first = 0; first < parts; first += at_once) {
+    V sum[N][at_once];
+    for (int n = 0; n < N; ++n)
+      for (int p = 0; p < at_once; ++p) sum[n][p] = V(0);
+    for (int64_t j = 0; j < most; ++j) {
+      for (int p = 0; p < at_once; ++p) {
+        const int part = std::min(first + p, parts - 1);
+        const V value = load(v + j * v_time + part * lanes, filled(part));
+        for (int n = 0; n < N; ++n) sum[n][p] = at::vec::fmadd(V(scores[n * padded_most + j]), value, sum[n][p]);
+      }
+    }
+    for (int n = 0; n < N; ++n)
+      for (int p = 0; p < at_once && first + p < parts; ++p)
+        store(out + n * out_time + (first + p) * lanes, sum[n][p] * V(1 / total[n]), filled(first + p));
+  }
+}
+
+template <typename T, int D>
+void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64_t* positions, T* out, Shape s) {
+  using V = Vec<T>;
+  constexpr int lanes = V::size(), tile = 8, turned_from = 4;
+  // adjacent queries on the same row of keys go together
+  std::vector<int64_t> begins;
+  const int64_t queries = s.batch * s.time, out_time = s.heads * D;
+  for (int64_t i = 0; i < queries; ++i)
+    if (i % s.time == 0 || rows[i] != rows[i - 1]) begins.push_back(i);
+  begins.push_back(queries);
+  const int64_t runs = begins.size() - 1;
+  const int64_t work = queries * s.heads * D * (positions[queries - 1] + 1) * 4;
+  const int64_t grain = std::max<int64_t>(1, runs * s.heads * 200000 / std::max<int64_t>(work, 1));
+  at::parallel_for(0, runs * s.heads, grain, [&](int64_t from, int64_t to) {
+    static thread_local std::vector<Sum<T>> scratch;
+    for (int64_t item = from; item < to; ++item) {
+      const int64_t begin = begins[item / s.heads], end = begins[item / s.heads + 1], head = item % s.heads;
+      const int64_t most = std::max<int64_t>(*std::max_element(positions + begin, positions + end), 0) + 1;
+      const int64_t padded = (most + lanes - 1) / lanes * lanes;
+      const bool turns = end - begin >= turned_from;
+      scratch.resize(std::max<size_t>(scratch.size(), padded * (tile + D)));
+      const T* keys = k + rows[begin] * s.k_row + head / s.group * s.k_head;
+      const T* values = v + rows[begin] * s.v_row + head / s.group * s.v_head;
+      Sum<T>*scores = scratch.data(), *turned = nullptr;
+      if (turns) {
+        turned = scores + padded * tile;
+        turn<T, D>(keys, s.k_time, most, turned, padded);
+      }
+      for (int64_t i = begin; i < end;) {
+        const T* query = q + i / s.time * s.q_batch + i % s.time * s.q_time + head * s.q_head;
+        T* to_here = out + i * out_time + head * D;
+        const auto some = [&](auto count) {
+          attend_some<T, D, decltype(count)::value>(
+              query, s.q_time, keys, s.k_time, turned, values, s.v_time, positions + i, padded, scores, to_here,
+              out_time);
+          i += decltype(count)::value;
+        };
+        const int64_t left = end - i;
+        if (left >= 8) some(std::integral_constant<int, 8>());
+        else if (left >= 4) some(std::integral_constant<int, 4>());
+        else if (left >= 2) some(std::integral_constant<int, 2>());
+        else some(std::integral_constant<int, 1>());
+      }
+    }
+  });
+}
+
+}  // namespace recdepth
+
+#endif  // RECDEPTH_ATTENTION
