@@ -28,7 +28,7 @@ def core_pass(ours: bool, dim: int, rows: int, lanes: int, keys: int) -> Callabl
     model = RecurrentDepthForCausalLM(config).eval()
     e, cache = torch.randn(rows, lanes, dim), model.new_cache(rows, compiled_capacity(keys + 128))
     positions = torch.arange(keys - lanes, keys).expand(rows, -1).contiguous()
-    with patch.object(compilation, "can_attend_by_position", compilation.can_attend_by_position if ours else bool):
+    with patch.object(compilation, "can_use_kernels", compilation.can_use_kernels if ours else bool):
         seams = compilation.sampling_seams(model)
         places = seams.span(positions, cache, length=keys)
 

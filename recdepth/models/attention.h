@@ -39,7 +39,7 @@ inline void store(T* to, const Vec<T>& x, int count) {
 
 // Sizes and strides, in elements; the last dimension of each is dense.
 struct Shape {
-  int64_t batch, time, heads, group;  // so many query heads share one head of keys
+  int64_t batch, heads, group;  // so many query heads share one head of keys
   int64_t q_batch, q_time, q_head, k_row, k_head, k_time, v_row, v_head, v_time;
 };
 
@@ -139,15 +139,15 @@ inline void attend_some(
   }
 }
 
-template <typename T, int D>
+template <typename T, int D, int TIME>
 void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64_t* positions, T* out, Shape s) {
   using V = Vec<T>;
   constexpr int lanes = V::size(), tile = 8, turned_from = 4;
   // adjacent queries on the same row of keys go together
   std::vector<int64_t> begins;
-  const int64_t queries = s.batch * s.time, out_time = s.heads * D;
+  const int64_t queries = s.batch * TIME, out_time = s.heads * D;
   for (int64_t i = 0; i < queries; ++i)
-    if (i % s.time == 0 || rows[i] != rows[i - 1]) begins.push_back(i);
+    if (i % TIME == 0 || rows[i] != rows[i - 1]) begins.push_back(i);
   begins.push_back(queries);
   const int64_t runs = begins.size() - 1;
   const int64_t work = queries * s.heads * D * (positions[queries - 1] + 1) * 4;
@@ -168,7 +168,7 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
         turn<T, D>(keys, s.k_time, most, turned, padded);
       }
       for (int64_t i = begin; i < end;) {
-        const T* query = q + i / s.time * s.q_batch + i % s.time * s.q_time + head * s.q_head;
+        const T* query = q + i / TIME * s.q_batch + i % TIME * s.q_time + head * s.q_head;
         T* to_here = out + i * out_time + head * D;
         const auto some = [&](auto count) {
           attend_some<T, D, decltype(count)::value>(
@@ -177,10 +177,19 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
           i += decltype(count)::value;
         };
         const int64_t left = end - i;
-        if (left >= 8) some(std::integral_constant<int, 8>());
-        else if (left >= 4) some(std::integral_constant<int, 4>());
-        else if (left >= 2) some(std::integral_constant<int, 2>());
-        else some(std::integral_constant<int, 1>());
+        if constexpr (TIME >= 8) {
+          if (left >= 8) {
+            some(std::integral_constant<int, 8>());
+            continue;
+          }
+        }
+        if constexpr (TIME >= 4) {
+          if (left >= 4) {
+            some(std::integral_constant<int, 4>());
+            continue;
+          }
+        }
+        some(std::integral_constant<int, 1>());
       }
     }
   });

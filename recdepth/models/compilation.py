@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .attention import can_attend_by_position
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
+from .kernels import can_use_kernels
 from .products import PackedWeights, may_pack, packed_weights
 from .refinement import Pick
 
@@ -209,7 +209,7 @@ class CompiledSeams:
     @staticmethod
     def _by_position(cache: KVCache) -> bool:
         """Whether attention finds out by itself which keys there are: one graph serves any number of them."""
-        return cache.keys.device.type == "cpu" and can_attend_by_position()
+        return cache.keys.device.type == "cpu" and can_use_kernels()
 
     def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()

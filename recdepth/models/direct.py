@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .products import PackedWeights, pack_products
+from .products import PackedWeights, place_products
 
 
 class DirectGraph:
@@ -50,8 +50,7 @@ class DirectGraph:
         return result
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
-        if self._packed is not None:
-            self._packable = pack_products(graph)
+        self._packable = place_products(graph, self._packed is not None)
         default: Any = torch._dynamo.lookup_backend("inductor")
         code = default(graph, examples, config_patches=self._options)
 

@@ -120,6 +120,7 @@ def attend(
     if span.by_position:
         rows = span.rows.expand(span.positions.shape)
         if k.dim() == 5:
+            assert isinstance(slot, Tensor)
             rows, k, v = slot * k.shape[1] + rows, k.flatten(0, 1), v.flatten(0, 1)
         return attend_by_position(q, k, v, rows, span.positions)
     if k.dim() == 4:

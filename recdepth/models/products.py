@@ -1,9 +1,14 @@
-"""Matrix products of the layers: weights laid out as few rows want them, and packed for more rows while sampling."""
+"""Matrix products of the layers: weights laid out as few rows want them, and who multiplies while sampling on a CPU.
+
+In compiled graphs that is code of ours (product.h); in bfloat16, and outside graphs where there is much to do, oneDNN
+with packed weights; else PyTorch.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from .kernels import Kernel, can_use_kernels
 
 #: Multiply-adds from which a float32 product with packed weights is the faster one; in bfloat16 every one is.
 PACKED_FROM = 500_000
@@ -125,32 +132,48 @@ def packed_products(model: nn.Module) -> Iterator[None]:
             layer.packed = None
 
 
-def pack_products(graph: torch.fx.GraphModule) -> list[int]:
-    """Let a compiled graph's products take packed weights where that is faster.
+def place_products(graph: torch.fx.GraphModule, may_pack: bool) -> list[int]:
+    """Let a compiled graph's products be ours, or take packed weights, where that is faster.
 
     Returns:
         places, among the graph's inputs, of the weights that may be given packed from then on.
     """
-    if not _can_pack() or torch.is_autocast_enabled("cpu"):  # which chooses dtypes by product
+    if torch.is_autocast_enabled("cpu"):  # which chooses dtypes by product
         return []
-    places = []
+    packed = []
     for place, weight in enumerate(graph.graph.find_nodes(op="placeholder")):
-        if weight.users and all(_gains(user, weight) for user in weight.users):
-            places.append(place)
-            for user in list(weight.users):
-                user.target = torch.ops.recdepth.packed_product.default
-                user.args, user.kwargs = (user.args[0], weight), {}
+        products = [user for user in weight.users if _multiplies(user, weight)]
+        if not products or len(products) < len(weight.users):
+            continue
+        example = weight.meta["example_value"]
+        if example.dtype == torch.bfloat16 and may_pack and _can_pack():
+            packed.append(place)
+            target: tuple[Any, ...] = torch.ops.recdepth.packed_product.default, ()
+        elif example.dtype in (torch.float32, torch.float64) and example.t().is_contiguous() and can_use_kernels():
+            target = torch.ops.recdepth.product.default, (_KERNEL.version,)
+        else:
+            continue
+        for user in products:
+            user.target, user.args, user.kwargs = target[0], (user.args[0], weight, *target[1]), {}
     graph.recompile()
-    return places
+    return packed
 
 
-def _gains(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
-    """Whether a node is a product with this weight, on a CPU and large enough."""
+def _multiplies(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
+    """Whether a node is a product with this weight on a CPU, and nothing else."""
     if node.target not in (F.linear, torch._C._nn.linear) or len(node.args) < 2 or node.args[1] is not weight:
         return False
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    x = operator.attrgetter("meta")(node.args[0])["example_value"]
-    return bias is None and _packable(x) and _large(x, weight.meta["example_value"].shape[0])
+    x, w = (operator.attrgetter("meta")(node.args[i])["example_value"] for i in (0, 1))
+    return bias is None and x.device.type == "cpu" and x.dtype == w.dtype
+
+
+def _product_call(type: str, out: Sequence[Any], x: Any, weight: Any) -> str:
+    *rows, columns = out
+    return f"recdepth::product<{type}, {math.prod(rows)}>(x, weight, out, {x.get_size()[-1]}, {columns})"
+
+
+_KERNEL = Kernel("product", ("x", "weight"), F.linear, lambda x, weight: (*x[:-1], weight[0]), _product_call, ("x",))
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
@@ -162,7 +185,7 @@ def _fake(x: Tensor, weight: Tensor) -> Tensor:
 
 
 # an operator of our own: the compiler takes oneDNN's with weights that never change alone
-_library = torch.library.Library("recdepth", "DEF")
+_library = torch.library.Library("recdepth", "FRAGMENT")
 _library.define("packed_product(Tensor x, Tensor weight) -> Tensor")
 _library.impl("packed_product", _product, "CPU")
 torch.library.register_fake("recdepth::packed_product", _fake, lib=_library)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import recdepth
-from recdepth.models import products
+from recdepth.models import can_compile, products
+from recdepth.models.kernels import can_use_kernels
 from recdepth.models.products import Linear, packed_products, packed_weights
 from recdepth.sampling import Autoregressive, DiffusionForcing, Exact
 
@@ -80,3 +81,27 @@ def test_autocast_chooses_dtypes_as_ever(monkeypatch):
         expected = layers(torch.ones(2, 8))
         with packed_products(layers):
             assert torch.equal(layers(torch.ones(2, 8)), expected) and expected.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not can_compile()[0], reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_ours_are_the_same_for_any_number_of_rows(dtype):
+    """Inside graphs: right, and bit for bit those of each row alone."""
+    assert can_use_kernels()
+    torch.manual_seed(0)
+    weights = [torch.randn(inner, outer, dtype=dtype).t() for inner, outer in ((16, 8), (31, 130), (128, 100), (70, 1))]
+    xs = [torch.randn(19, weight.shape[1], dtype=dtype) for weight in weights]
+
+    def multiply(xs, weights):
+        version, counts = products._KERNEL.version, (1, 2, 3, 4, 5, 8, 16, 19)
+        return [
+            [torch.ops.recdepth.product(x[:n], w, version) + 0 for n in counts]
+            for x, w in zip(xs, weights, strict=True)
+        ]
+
+    compiled = torch.compile(multiply, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
+    with torch.inference_mode():
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+        for outs, x, weight in zip(compiled(xs, weights), xs, weights, strict=True):
+            torch.testing.assert_close(outs[-1], x @ weight.t(), rtol=tolerance, atol=tolerance)
+            assert all(torch.equal(out, outs[-1][: len(out)]) for out in outs)

@@ -21,9 +21,8 @@ from recdepth.models import (
     RecurrentDepthForCausalLM,
     can_compile,
     compilation,
-    products,
 )
-from recdepth.models.attention import can_attend_by_position
+from recdepth.models.kernels import can_use_kernels
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -115,7 +114,7 @@ def test_keys_beyond_the_first_bucket(kv, monkeypatch):
         found = replace(sampler, compile=True)(model, prompts, **call).tokens
     assert found == sampler(model, prompts, **call).tokens
     # graphs that attend by position serve any number of keys: their names end with the cache's capacity
-    assert not can_attend_by_position() or {name.split("_")[-1] for name in made} == {"192"}
+    assert not can_use_kernels() or {name.split("_")[-1] for name in made} == {"192"}
 
 
 @st.composite
@@ -219,8 +218,7 @@ def test_without_a_compiler_it_says_so_and_runs_eagerly(sampler, monkeypatch, ca
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile()[0], reason=can_compile()[1])
 @torch._inductor.config.patch(compile_threads=1)  # no pool of worker processes for a few small graphs
-def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
-    monkeypatch.setattr(products, "PACKED_FROM", 0)  # these are small
+def test_a_real_compiler_gives_the_same_tokens():
     model = tiny_model(3, 11, (0, 1, 0), 0.5)
     single = RecurrentDepthForCausalLM(model.config).eval()  # one block: little to compile
     single.load_state_dict(model.state_dict())
@@ -238,7 +236,6 @@ def test_a_real_compiler_gives_the_same_tokens(monkeypatch):
     for sampler, prompts in ((Exact(num_steps=4, group=3), [[1, 2]]), (short, [[1, 2]]), (short, [[1, 2], [3]])):
         found = replace(sampler, compile=True)(single, prompts, **sampled)  # two rows: their lanes are packed
         assert found.tokens == sampler(single, prompts, **sampled).tokens
-    assert products.packed_weights(single).tensors or not torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize(
