@@ -1,7 +1,7 @@
 """What the weights' layout gains for products on the CPU (recdepth.models.products).
 
-All in one process, in turn: weights as torch.nn.Linear stores them, as ours do, and packed, as the large products of
-compiled graphs take them; medians. Beside bare products, eager core passes and training steps.
+All in one process, in turn: weights as torch.nn.Linear stores them, as ours do, packed for oneDNN, and our own code, as
+compiled graphs have it; medians. Beside bare products, eager core passes and training steps.
 
     python benchmarks/products.py --threads 1
     python benchmarks/products.py --threads 1 --dtype bfloat16
@@ -20,7 +20,8 @@ from torch import nn
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.lifecycle import keep_large_buffers
-from recdepth.models.products import Linear
+from recdepth.models.kernels import can_use_kernels
+from recdepth.models.products import Linear, multiply
 
 #: name -> whether weights lie in memory as in torch.nn.Linear
 VARIANTS = {"as nn.Linear": True, "transposed": False}
@@ -39,13 +40,26 @@ def product(plain: bool, rows: int, inner: int, columns: int) -> Callable[[], ob
 
 
 def packed_product(rows: int, inner: int, columns: int) -> Callable[[], object]:
-    """The same with a packed weight, as compiled graphs call it (from Python here, which takes some microseconds)."""
+    """The same with a packed weight, called from Python, which takes some microseconds."""
     weight, x = torch.randn(columns, inner), torch.randn(1, rows, inner)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
 
     def call() -> None:
         with torch.inference_mode():
             torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+    return call
+
+
+def own_product(rows: int, inner: int, columns: int) -> Callable[[], object]:
+    """Our own code, ten times in one compiled graph."""
+    weight, xs = torch.randn(inner, columns).t(), [torch.randn(1, rows, inner) for _ in range(10)]
+    assert can_use_kernels(), "torch's compiler does not take our code"
+    many = torch.compile(lambda xs, w: [multiply(x, w) for x in xs], options={"cpp_wrapper": True})
+
+    def call() -> None:
+        with torch.inference_mode():
+            many(xs, weight)
 
     return call
 
@@ -112,12 +126,16 @@ def main() -> None:
     shapes = [(128, 16, 112), (256, 16, 112)] if args.dtype == "float32" else []
     for shape in shapes:
         cases["training step, dim {}, {}x{} tokens".format(*shape)] = training_step, shape, 8
-    print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in [*VARIANTS, "packed"]))
+    print(f"{'medians, ms':<40}" + "".join(f"{name:>22}" for name in [*VARIANTS, "packed", "ours"]))
     for case, (make, shape, repeats) in cases.items():
         calls = {name: make(plain, *shape) for name, plain in VARIANTS.items()}
         if make is product:
             calls["packed"] = packed_product(*shape)
-        medians = {name: statistics.median(s) for name, s in in_turn(calls, repeats).items()}
+            if args.dtype == "float32":
+                calls["ours"] = own_product(*shape)
+        medians = {
+            name: statistics.median(s) / (10 if name == "ours" else 1) for name, s in in_turn(calls, repeats).items()
+        }
         first = medians["as nn.Linear"]
         cells = (f"{1e3 * m:.3f} ({first / m:.2f}x)".rjust(22) for m in medians.values())
         print(f"{case:<40}" + "".join(cells), flush=True)

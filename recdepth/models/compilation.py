@@ -50,7 +50,7 @@ def compile_seams(model: nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------------- for sampling
 
 #: Widths that are compiled; beyond the last, multiples of 64. A pass takes the next one up, the rest is padding.
-WIDTHS = (1, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160)
+WIDTHS = (1, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 #: Numbers of keys that are compiled, and capacities of the caches: multiples of this.
 KEYS = 64
 

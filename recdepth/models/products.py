@@ -168,6 +168,12 @@ def _multiplies(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
     return bias is None and x.device.type == "cpu" and x.dtype == w.dtype
 
 
+def multiply(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
+    """``y = x Wᵀ`` with a weight that lies as its transpose: inside compiled graphs by our own code."""
+    out: Tensor = torch.ops.recdepth.product(x, weight, _KERNEL.version)
+    return out
+
+
 def _product_call(type: str, out: Sequence[Any], x: Any, weight: Any) -> str:
     *rows, columns = out
     return f"recdepth::product<{type}, {math.prod(rows)}>(x, weight, out, {x.get_size()[-1]}, {columns})"

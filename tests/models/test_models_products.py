@@ -92,14 +92,11 @@ def test_products_of_ours_are_the_same_for_any_number_of_rows(dtype):
     weights = [torch.randn(inner, outer, dtype=dtype).t() for inner, outer in ((16, 8), (31, 130), (128, 100), (70, 1))]
     xs = [torch.randn(19, weight.shape[1], dtype=dtype) for weight in weights]
 
-    def multiply(xs, weights):
-        version, counts = products._KERNEL.version, (1, 2, 3, 4, 5, 8, 16, 19)
-        return [
-            [torch.ops.recdepth.product(x[:n], w, version) + 0 for n in counts]
-            for x, w in zip(xs, weights, strict=True)
-        ]
+    def every(xs, weights):
+        counts = 1, 2, 3, 4, 5, 8, 16, 19
+        return [[products.multiply(x[:n], w) + 0 for n in counts] for x, w in zip(xs, weights, strict=True)]
 
-    compiled = torch.compile(multiply, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
+    compiled = torch.compile(every, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
     with torch.inference_mode():
         tolerance = 1e-4 if dtype == torch.float32 else 1e-12
         for outs, x, weight in zip(compiled(xs, weights), xs, weights, strict=True):
