@@ -28,3 +28,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def seeded() -> None:
     """Every test starts from the same state of torch's global generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two torch threads, for code that shares work among them."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -20,7 +20,7 @@ class DirectGraph:
     those that leave it are returned. Where all of them are the call's own tensors or the model's weights, later calls
     lay them out likewise. Where they are not (the function returns an argument, say), every call goes through
     ``torch.compile``. Nothing is checked at a call: the caller has one graph for all that could differ. Direct calls
-    give the weights of large products packed.
+    give the weights packed where products want them so.
 
     Args:
         run: ``run(model, settings, *groups)``, each group a sequence of tensors; returns None, a tensor, or a named

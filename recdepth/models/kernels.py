@@ -38,7 +38,8 @@ class Kernel:
         dense: Sequence[str],
     ):
         self.name, self.inputs, self.shape, self.call, self.dense = name, inputs, shape, call, dense
-        self.code = Path(__file__).with_name(f"{name}.h").read_text(encoding="utf-8")
+        headers = [Path(__file__).with_name(f"{header}.h") for header in ("vectors", name)]
+        self.code = "\n".join(header.read_text(encoding="utf-8") for header in headers)
         # compiled graphs are kept on disk, and found by what they say: they say which code of ours they hold
         self.version = hashlib.sha256(self.code.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
         _library.define(f"{name}({', '.join(f'Tensor {x}' for x in inputs)}, str version) -> Tensor")

@@ -4,8 +4,6 @@
 #ifndef RECDEPTH_PRODUCT
 #define RECDEPTH_PRODUCT
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
 namespace recdepth {
@@ -13,7 +11,7 @@ namespace recdepth {
 // `M` rows times `C` vectors of columns, or one that is not all `filled`.
 template <typename T, int M, int C, bool WHOLE = true>
 inline void multiply(const T* x, int64_t inner, const T* weight, int64_t columns, T* y, int filled) {
-  using V = at::vec::Vectorized<T>;
+  using V = Vec<T>;
   constexpr int lanes = V::size();
   V sum[M][C];
   for (int m = 0; m < M; ++m)
@@ -22,25 +20,21 @@ inline void multiply(const T* x, int64_t inner, const T* weight, int64_t columns
     V w[C];
     for (int c = 0; c < C; ++c) {
       const T* from = weight + k * columns + c * lanes;
-      if constexpr (WHOLE) w[c] = V::loadu(from);
-      else w[c] = V::loadu(from, filled);
+      w[c] = load(from, WHOLE ? lanes : filled);
     }
     for (int m = 0; m < M; ++m) {
-      const V factor(x[m * inner + k]);
+      const V factor(Sum<T>(x[m * inner + k]));
       for (int c = 0; c < C; ++c) sum[m][c] = at::vec::fmadd(factor, w[c], sum[m][c]);
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int c = 0; c < C; ++c) {
-      if constexpr (WHOLE) sum[m][c].store(y + m * columns + c * lanes);
-      else sum[m][c].store(y + m * columns + c * lanes, filled);
-    }
+    for (int c = 0; c < C; ++c) store(y + m * columns + c * lanes, sum[m][c], WHOLE ? lanes : filled);
 }
 
 // y [ROWS, columns] = x [ROWS, inner] times the weight, [inner, columns] in memory.
 template <typename T, int ROWS>
 void product(const T* x, const T* weight, T* y, int64_t inner, int64_t columns) {
-  constexpr int lanes = at::vec::Vectorized<T>::size();
+  constexpr int lanes = Vec<T>::size();
 #if defined(CPU_CAPABILITY_AVX2)
   constexpr int tile = 4, sums = 12;  // of 16 registers
 #else

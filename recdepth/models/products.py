@@ -1,13 +1,12 @@
 """Matrix products of the layers: weights laid out as few rows want them, and who multiplies while sampling on a CPU.
 
-In compiled graphs that is code of ours (product.h); in bfloat16, and outside graphs where there is much to do, oneDNN
-with packed weights; else PyTorch.
+In compiled graphs that is code of ours (product.h); for many rows in bfloat16, and outside graphs where there is much
+to do, oneDNN with packed weights; else PyTorch.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +22,8 @@ from .kernels import Kernel, can_use_kernels
 
 #: Multiply-adds from which a float32 product with packed weights is the faster one; in bfloat16 every one is.
 PACKED_FROM = 500_000
+#: Rows up to which a product in bfloat16 is ours inside graphs.
+OURS_UP_TO = 16
 #: Models of more bytes are not packed: it takes a second copy.
 PACKED_UP_TO = 2 << 30
 
@@ -146,10 +147,11 @@ def place_products(graph: torch.fx.GraphModule, may_pack: bool) -> list[int]:
         if not products or len(products) < len(weight.users):
             continue
         example = weight.meta["example_value"]
-        if example.dtype == torch.bfloat16 and may_pack and _can_pack():
+        rows = max(math.prod(_example(product.args[0]).shape[:-1]) for product in products)
+        if example.dtype == torch.bfloat16 and rows > OURS_UP_TO and may_pack and _can_pack():
             packed.append(place)
             target: tuple[Any, ...] = torch.ops.recdepth.packed_product.default, ()
-        elif example.dtype in (torch.float32, torch.float64) and example.t().is_contiguous() and can_use_kernels():
+        elif example.dtype in _OURS and example.t().is_contiguous() and can_use_kernels():
             target = torch.ops.recdepth.product.default, (_KERNEL.version,)
         else:
             continue
@@ -164,8 +166,13 @@ def _multiplies(node: torch.fx.Node, weight: torch.fx.Node) -> bool:
     if node.target not in (F.linear, torch._C._nn.linear) or len(node.args) < 2 or node.args[1] is not weight:
         return False
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    x, w = (operator.attrgetter("meta")(node.args[i])["example_value"] for i in (0, 1))
+    x, w = map(_example, node.args[:2])
     return bias is None and x.device.type == "cpu" and x.dtype == w.dtype
+
+
+def _example(node: Any) -> Tensor:
+    example: Tensor = node.meta["example_value"]
+    return example
 
 
 def multiply(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
@@ -179,6 +186,7 @@ def _product_call(type: str, out: Sequence[Any], x: Any, weight: Any) -> str:
     return f"recdepth::product<{type}, {math.prod(rows)}>(x, weight, out, {x.get_size()[-1]}, {columns})"
 
 
+_OURS = torch.float32, torch.float64, torch.bfloat16, torch.float16
 _KERNEL = Kernel("product", ("x", "weight"), F.linear, lambda x, weight: (*x[:-1], weight[0]), _product_call, ("x",))
 
 
