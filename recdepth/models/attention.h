@@ -17,24 +17,6 @@ struct Shape {
   int64_t q_batch, q_time, q_head, k_row, k_head, k_time, v_row, v_head, v_time;
 };
 
-// Keys as [dim, padded]; what lies behind the last key is not touched.
-template <typename T, int D>
-inline void turn(const T* k, int64_t k_time, int64_t keys, Sum<T>* to, int64_t padded) {
-  constexpr int side = 16;
-  for (int64_t j = 0; j < keys; j += side) {
-    const int some = std::min<int64_t>(side, keys - j);
-    for (int d = 0; d < D; d += side) {
-      const int wide = std::min(side, D - d);
-      if constexpr (std::is_same_v<T, Sum<T>>) {
-        at::vec::transpose_mxn<T>(k + j * k_time + d, k_time, to + d * padded + j, padded, some, wide);
-      } else {
-        for (int i = 0; i < some; ++i)
-          for (int e = d; e < d + wide; ++e) to[e * padded + j + i] = k[(j + i) * k_time + e];
-      }
-    }
-  }
-}
-
 // Softmax of a query's scores in place; those behind its keys become 0.
 template <typename T>
 inline Sum<T> softmax(Sum<T>* scores, int64_t keys, int64_t padded, Sum<T> scale) {
@@ -53,10 +35,10 @@ inline Sum<T> softmax(Sum<T>* scores, int64_t keys, int64_t padded, Sum<T> scale
   return at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, total);
 }
 
-// `N` adjacent queries of one head on the same keys. With `turned`, keys lie as [dim, padded].
+// `N` adjacent queries of one head on the same keys. What comes out for each does not depend on the others.
 template <typename T, int D, int N>
 inline void attend_some(
-    const T* q, int64_t q_time, const T* k, int64_t k_time, const Sum<T>* turned, const T* v, int64_t v_time,
+    const T* q, int64_t q_time, const T* k, int64_t k_time, const T* v, int64_t v_time,
     const int64_t* positions, int64_t padded_most, Sum<T>* scores, T* out, int64_t out_time) {
   using V = Vec<T>;
   constexpr int lanes = V::size(), parts = (D + lanes - 1) / lanes;
@@ -68,30 +50,18 @@ inline void attend_some(
     most = std::max(most, keys[n]);
   }
   const int64_t padded = (most + lanes - 1) / lanes * lanes;
-  if (turned) {
-    for (int64_t j = 0; j < padded; j += lanes) {
-      V sum[N];
-      for (int n = 0; n < N; ++n) sum[n] = V(0);
-      for (int d = 0; d < D; ++d) {
-        const V key = V::loadu(turned + d * padded_most + j);
-        for (int n = 0; n < N; ++n) sum[n] = at::vec::fmadd(V(Sum<T>(q[n * q_time + d])), key, sum[n]);
-      }
-      for (int n = 0; n < N; ++n) sum[n].store(scores + n * padded_most + j);
+  V query[N][parts];
+  for (int n = 0; n < N; ++n)
+    for (int p = 0; p < parts; ++p) query[n][p] = load(q + n * q_time + p * lanes, filled(p));
+  for (int64_t j = 0; j < most; ++j) {
+    V sum[N];
+    for (int p = 0; p < parts; ++p) {
+      const V key = load(k + j * k_time + p * lanes, filled(p));
+      for (int n = 0; n < N; ++n) sum[n] = p ? at::vec::fmadd(query[n][p], key, sum[n]) : query[n][p] * key;
     }
-  } else {
-    V query[N][parts];
     for (int n = 0; n < N; ++n)
-      for (int p = 0; p < parts; ++p) query[n][p] = load(q + n * q_time + p * lanes, filled(p));
-    for (int64_t j = 0; j < most; ++j) {
-      V sum[N];
-      for (int p = 0; p < parts; ++p) {
-        const V key = load(k + j * k_time + p * lanes, filled(p));
-        for (int n = 0; n < N; ++n) sum[n] = p ? at::vec::fmadd(query[n][p], key, sum[n]) : query[n][p] * key;
-      }
-      for (int n = 0; n < N; ++n)
-        scores[n * padded_most + j] =
-            at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, sum[n]);
-    }
+      scores[n * padded_most + j] =
+          at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, sum[n]);
   }
   Sum<T> total[N];
   for (int n = 0; n < N; ++n) total[n] = softmax<T>(scores + n * padded_most, keys[n], padded, scale);
@@ -116,7 +86,7 @@ inline void attend_some(
 template <typename T, int D, int TIME>
 void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64_t* positions, T* out, Shape s) {
   using V = Vec<T>;
-  constexpr int lanes = V::size(), tile = 8, turned_from = 4;
+  constexpr int lanes = V::size(), tile = D > 2 * lanes ? 4 : 8;  // as many queries as there are registers for
   // adjacent queries on the same row of keys go together
   std::vector<int64_t> begins;
   const int64_t queries = s.batch * TIME, out_time = s.heads * D;
@@ -132,32 +102,27 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
       const int64_t begin = begins[item / s.heads], end = begins[item / s.heads + 1], head = item % s.heads;
       const int64_t most = std::max<int64_t>(*std::max_element(positions + begin, positions + end), 0) + 1;
       const int64_t padded = (most + lanes - 1) / lanes * lanes;
-      const bool turns = end - begin >= turned_from;
-      scratch.resize(std::max<size_t>(scratch.size(), padded * (tile + D)));
+      scratch.resize(std::max<size_t>(scratch.size(), padded * tile));
       const T* keys = k + rows[begin] * s.k_row + head / s.group * s.k_head;
       const T* values = v + rows[begin] * s.v_row + head / s.group * s.v_head;
-      Sum<T>*scores = scratch.data(), *turned = nullptr;
-      if (turns) {
-        turned = scores + padded * tile;
-        turn<T, D>(keys, s.k_time, most, turned, padded);
-      }
+      Sum<T>* scores = scratch.data();
       for (int64_t i = begin; i < end;) {
         const T* query = q + i / TIME * s.q_batch + i % TIME * s.q_time + head * s.q_head;
         T* to_here = out + i * out_time + head * D;
         const auto some = [&](auto count) {
           attend_some<T, D, decltype(count)::value>(
-              query, s.q_time, keys, s.k_time, turned, values, s.v_time, positions + i, padded, scores, to_here,
+              query, s.q_time, keys, s.k_time, values, s.v_time, positions + i, padded, scores, to_here,
               out_time);
           i += decltype(count)::value;
         };
         const int64_t left = end - i;
-        if constexpr (TIME >= 8) {
-          if (left >= 8) {
-            some(std::integral_constant<int, 8>());
+        if constexpr (TIME >= tile) {
+          if (left >= tile) {
+            some(std::integral_constant<int, tile>());
             continue;
           }
         }
-        if constexpr (TIME >= 4) {
+        if constexpr (TIME >= 4 && tile > 4) {
           if (left >= 4) {
             some(std::integral_constant<int, 4>());
             continue;

@@ -144,14 +144,15 @@ def place_products(graph: torch.fx.GraphModule, may_pack: bool) -> list[int]:
     packed = []
     for place, weight in enumerate(graph.graph.find_nodes(op="placeholder")):
         products = [user for user in weight.users if _multiplies(user, weight)]
-        if not products or len(products) < len(weight.users):
+        if not products:
             continue
-        example = weight.meta["example_value"]
+        example = _example(weight)
         rows = max(math.prod(_example(product.args[0]).shape[:-1]) for product in products)
-        if example.dtype == torch.bfloat16 and rows > OURS_UP_TO and may_pack and _can_pack():
+        alone, many = len(products) == len(weight.users), example.dtype == torch.bfloat16 and rows > OURS_UP_TO
+        if many and alone and may_pack and _can_pack():
             packed.append(place)
             target: tuple[Any, ...] = torch.ops.recdepth.packed_product.default, ()
-        elif example.dtype in _OURS and example.t().is_contiguous() and can_use_kernels():
+        elif not many and example.dtype in _OURS and _lies(example) and can_use_kernels():
             target = torch.ops.recdepth.product.default, (_KERNEL.version,)
         else:
             continue
@@ -176,14 +177,21 @@ def _example(node: Any) -> Tensor:
 
 
 def multiply(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
-    """``y = x Wᵀ`` with a weight that lies as its transpose: inside compiled graphs by our own code."""
+    """``y = x Wᵀ``, inside graphs compiled for a CPU by our own code; the weight, or its transpose, is contiguous."""
     out: Tensor = torch.ops.recdepth.product(x, weight, _KERNEL.version)
     return out
 
 
+def _lies(weight: Tensor) -> bool:
+    """Whether our code knows how a weight lies in memory."""
+    return weight.is_contiguous() or weight.t().is_contiguous()
+
+
 def _product_call(type: str, out: Sequence[Any], x: Any, weight: Any) -> str:
     *rows, columns = out
-    return f"recdepth::product<{type}, {math.prod(rows)}>(x, weight, out, {x.get_size()[-1]}, {columns})"
+    inner = x.get_size()[-1]
+    function = "product" if list(weight.get_stride()) == [1, columns] else "product_plain"
+    return f"recdepth::{function}<{type}, {math.prod(rows)}>(x, weight, out, {inner}, {columns})"
 
 
 _OURS = torch.float32, torch.float64, torch.bfloat16, torch.float16
