@@ -1,0 +1,71 @@
+"""Compiled for a CPU, float32 passes have the same bits at any width: to be lossless, no model needs to contract."""
+
+import pytest
+import torch
+import torch._inductor.config
+
+from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, sampling_seams
+from recdepth.models.kernels import can_use_kernels
+from recdepth.sampling import Autoregressive, DiffusionForcing, Exact, Speculative
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_compile()[0], reason=can_compile()[1])]
+
+
+def chaotic_model(layers: int) -> RecurrentDepthForCausalLM:
+    """Weights so large that recurrences amplify rounding."""
+    torch.manual_seed(0)
+    config = {"vocab_size": 29, "hidden_size": 32, "num_attention_heads": 2, "prelude_layers": layers, "core_layers": 1}
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, coda_layers=layers)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    return model
+
+
+@torch._inductor.config.patch(compile_threads=1)
+@torch.inference_mode()
+def test_passes_are_the_same_bit_for_bit_at_any_width():
+    assert can_use_kernels()
+    model, count, at = chaotic_model(1), 16, torch.arange(16)
+    ids, start = torch.randint(0, 29, (1, count)), torch.randn(1, count, 32)
+    seams = sampling_seams(model)
+
+    def run(width: int, rows: int) -> list[torch.Tensor]:
+        cache, parts = model.new_cache(rows, 64, "per_depth", 4), []
+        for begin in range(0, count, width):
+            some = at[begin : begin + width]
+            places = seams.span(some.expand(rows, -1), cache, length=begin + width)
+            e = seams.embed(ids[:, some].expand(rows, -1), cache, places)
+            s = start[:, some].expand(rows, -1, -1)
+            for depth in range(4):
+                s = seams.recur(e, s, cache, places, depth)
+            parts.append((e, s, seams.decode(s, cache, places)))
+        return [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
+
+    alone = run(1, 1)
+    for width, rows in ((4, 1), (16, 1), (1, 3)):
+        for ours, theirs in zip(run(width, rows), alone, strict=True):
+            assert torch.equal(ours, theirs.expand_as(ours)), (width, rows)
+
+
+@torch._inductor.config.patch(compile_threads=1)
+def test_lossless_samplers_are_lossless_on_a_chaotic_model():
+    model, call = chaotic_model(0), {"max_new_tokens": 24, "temperature": 1.0}
+    prompts = [[1, 2, 3], [4, 5], [7]]
+    for seed in range(4):
+        reference = Autoregressive(num_steps=8, kv="per_depth", compile=True)
+        one_by_one = [reference(model, [p], rows=[i], seed=seed, **call).tokens[0] for i, p in enumerate(prompts)]
+        assert reference(model, prompts, seed=seed, **call).tokens == one_by_one
+        for sampler in (
+            Exact(num_steps=8, group=4, draft_depth=1, compile=True),
+            Exact(num_steps=8, max_wavefront=4, compile=True),  # lanes at depths of their own
+            Speculative(num_steps=8, draft_depth=2, draft_tokens=3, compile=True),
+        ):
+            found = [sampler(model, [p], rows=[i], seed=seed, **call).tokens[0] for i, p in enumerate(prompts)]
+            assert found == one_by_one, sampler
+        shared = Autoregressive(num_steps=8, kv="shared", compile=True)(model, prompts, seed=seed, **call)
+        wave = DiffusionForcing(
+            num_steps=8, inner_steps=8, max_wavefront=1, momentum=0.0, noise=0.0, commit="depth", compile=True
+        )
+        assert wave(model, prompts, seed=seed, **call).tokens == shared.tokens
