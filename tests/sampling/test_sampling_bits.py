@@ -1,4 +1,4 @@
-"""Compiled for a CPU, float32 passes have the same bits at any width: to be lossless, no model needs to contract."""
+"""Compiled for a CPU, float32 passes have the same bits at any width, so that lossless texts do not hang on rounding."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from recdepth.sampling import Autoregressive, DiffusionForcing, Exact, Speculati
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_compile()[0], reason=can_compile()[1])]
 
 
-def chaotic_model(layers: int) -> RecurrentDepthForCausalLM:
-    """Weights so large that recurrences amplify rounding."""
+def large_weights(layers: int) -> RecurrentDepthForCausalLM:
+    """A model whose recurrences do not contract."""
     torch.manual_seed(0)
     config = {"vocab_size": 29, "hidden_size": 32, "num_attention_heads": 2, "prelude_layers": layers, "core_layers": 1}
     model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, coda_layers=layers)).eval()
@@ -27,7 +27,7 @@ def chaotic_model(layers: int) -> RecurrentDepthForCausalLM:
 @torch.inference_mode()
 def test_passes_are_the_same_bit_for_bit_at_any_width():
     assert can_use_kernels()
-    model, count, at = chaotic_model(1), 16, torch.arange(16)
+    model, count, at = large_weights(1), 16, torch.arange(16)
     ids, start = torch.randint(0, 29, (1, count)), torch.randn(1, count, 32)
     seams = sampling_seams(model)
 
@@ -50,8 +50,8 @@ def test_passes_are_the_same_bit_for_bit_at_any_width():
 
 
 @torch._inductor.config.patch(compile_threads=1)
-def test_lossless_samplers_are_lossless_on_a_chaotic_model():
-    model, call = chaotic_model(0), {"max_new_tokens": 24, "temperature": 1.0}
+def test_lossless_samplers_are_lossless_on_a_large_weights():
+    model, call = large_weights(0), {"max_new_tokens": 24, "temperature": 1.0}
     prompts = [[1, 2, 3], [4, 5], [7]]
     for seed in range(4):
         reference = Autoregressive(num_steps=8, kv="per_depth", compile=True)
