@@ -1,4 +1,4 @@
-"""Compiled for a CPU, float32 passes have the same bits at any width, so that lossless texts do not hang on rounding."""
+"""Compiled for a CPU, float32 passes have the same bits at any width: lossless texts do not hang on rounding."""
 
 import pytest
 import torch
