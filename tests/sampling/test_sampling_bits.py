@@ -50,7 +50,7 @@ def test_passes_are_the_same_bit_for_bit_at_any_width():
 
 
 @torch._inductor.config.patch(compile_threads=1)
-def test_lossless_samplers_are_lossless_on_a_large_weights():
+def test_lossless_samplers_give_the_text_of_autoregressive_decoding():
     model, call = large_weights(0), {"max_new_tokens": 24, "temperature": 1.0}
     prompts = [[1, 2, 3], [4, 5], [7]]
     for seed in range(4):
