@@ -20,6 +20,7 @@ from benchmarks.products import in_turn
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.lifecycle import keep_large_buffers
 from recdepth.models import compilation, compiled_capacity
+from recdepth.models.kernels import can_use_kernels
 
 
 def core_pass(ours: bool, dim: int, rows: int, lanes: int, keys: int) -> Callable[[], object]:
@@ -28,7 +29,7 @@ def core_pass(ours: bool, dim: int, rows: int, lanes: int, keys: int) -> Callabl
     model = RecurrentDepthForCausalLM(config).eval()
     e, cache = torch.randn(rows, lanes, dim), model.new_cache(rows, compiled_capacity(keys + 128))
     positions = torch.arange(keys - lanes, keys).expand(rows, -1).contiguous()
-    with patch.object(compilation, "can_use_kernels", compilation.can_use_kernels if ours else bool):
+    with patch.object(compilation, "can_use_kernels", lambda: ours and can_use_kernels()):
         seams = compilation.sampling_seams(model)
         places = seams.span(positions, cache, length=keys)
 

@@ -94,7 +94,7 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
     if (i % TIME == 0 || rows[i] != rows[i - 1]) begins.push_back(i);
   begins.push_back(queries);
   const int64_t runs = begins.size() - 1;
-  const int64_t work = queries * s.heads * D * (positions[queries - 1] + 1) * 4;
+  const int64_t work = queries * s.heads * D * (*std::max_element(positions, positions + queries) + 1) * 4;
   const int64_t grain = std::max<int64_t>(1, runs * s.heads * 200000 / std::max<int64_t>(work, 1));
   at::parallel_for(0, runs * s.heads, grain, [&](int64_t from, int64_t to) {
     static thread_local std::vector<Sum<T>> scratch;

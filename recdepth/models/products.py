@@ -133,7 +133,7 @@ def packed_products(model: nn.Module) -> Iterator[None]:
             layer.packed = None
 
 
-def place_products(graph: torch.fx.GraphModule, may_pack: bool) -> list[int]:
+def place_products(graph: torch.fx.GraphModule, pack: bool) -> list[int]:
     """Let a compiled graph's products be ours, or take packed weights, where that is faster.
 
     Returns:
@@ -149,7 +149,7 @@ def place_products(graph: torch.fx.GraphModule, may_pack: bool) -> list[int]:
         example = _example(weight)
         rows = max(math.prod(_example(product.args[0]).shape[:-1]) for product in products)
         alone, many = len(products) == len(weight.users), example.dtype == torch.bfloat16 and rows > OURS_UP_TO
-        if many and alone and may_pack and _can_pack():
+        if many and alone and pack and _can_pack():
             packed.append(place)
             target: tuple[Any, ...] = torch.ops.recdepth.packed_product.default, ()
         elif not many and example.dtype in _OURS and _lies(example) and can_use_kernels():
