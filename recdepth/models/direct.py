@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .kernels import do_without_kernels
 from .products import PackedWeights, place_products
 
 
@@ -42,7 +43,12 @@ class DirectGraph:
     def __call__(self, model: nn.Module, settings: Any, *groups: Sequence[Tensor]) -> Any:
         if self._direct is not None:
             return self._direct(groups)
-        result = self._compiled(model, settings, *groups)
+        try:
+            result = self._compiled(model, settings, *groups)
+        except Exception as error:
+            if not do_without_kernels(error):
+                raise
+            result = self._compiled(model, settings, *groups)
         if self._watched is not None:
             made = self._packed, self._packable
             self._direct = _direct(*self._watched, result, model, list(chain(*groups)), *made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _library = torch.library.Library("recdepth", "FRAGMENT")
 _kernels: list[Kernel] = []
+_refused: list[Exception] = []  # what a C++ compiler said of our code
 
 
 class Kernel:
@@ -52,9 +56,39 @@ class Kernel:
 
         _kernels.append(self)
 
+    @property
+    def operator(self) -> Any:
+        return getattr(torch.ops.recdepth, self.name).default
+
+
+def can_use_kernels() -> bool:
+    """Whether compiled graphs can hold our code: PyTorch's compiler lets them, and has vectors for this CPU."""
+    return not _refused and _made_known()
+
+
+def do_without_kernels(error: Exception) -> bool:
+    """From now on do without our code, if it may be why a graph could not be made.
+
+    Returns:
+        whether so: then the graph may be tried again.
+    """
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__name__ != "CppCompileError":
+        cause = cause.__context__
+    if cause is None or not can_use_kernels():
+        return False
+    from torch._inductor.lowering import lowerings
+
+    _refused.append(error)
+    for kernel in _kernels:  # graphs that ask for them all the same call PyTorch's operators
+        lowerings.pop(kernel.operator, None)
+    why = next((line for line in str(cause).splitlines() if "error" in line and ":" in line), "for no reason given")
+    log.warning("the C++ compiler does not take recdepth's kernels, so sampling goes on without them, slower: %s", why)
+    return True
+
 
 @cache
-def can_use_kernels() -> bool:
+def _made_known() -> bool:
     """Let PyTorch's compiler know our operators' code, by means that are private to it.
 
     Returns:
@@ -64,10 +98,13 @@ def can_use_kernels() -> bool:
         from torch._inductor.lowering import register_lowering  # isort: skip  # first: the others import it in a circle
         from torch._inductor.codegen.cpp_template import CppTemplate
         from torch._inductor.codegen.cpp_utils import DTYPE_TO_CPP
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
         from torch._inductor.ir import ExternKernel, FixedLayout, TemplateBuffer, TensorBox
     except ImportError:
         return False
     if "allow_epilogue_fusion" not in TemplateBuffer.__init__.__code__.co_names:  # older ones fuse what they like
+        return False
+    if not pick_vec_isa():
         return False
 
     class Template(CppTemplate):
@@ -103,6 +140,5 @@ def can_use_kernels() -> bool:
         return lower
 
     for kernel in _kernels:
-        operator = getattr(torch.ops.recdepth, kernel.name).default
-        register_lowering(operator, type_promotion_kind=None)(lowering(kernel))
+        register_lowering(kernel.operator, type_promotion_kind=None)(lowering(kernel))
     return True
