@@ -72,18 +72,18 @@ def do_without_kernels(error: Exception) -> bool:
     Returns:
         whether so: then the graph may be tried again.
     """
-    cause: BaseException | None = error
-    while cause is not None and type(cause).__name__ != "CppCompileError":
-        cause = cause.__context__
-    if cause is None or not can_use_kernels():
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    if not isinstance(error, BackendCompilerFailed) or not can_use_kernels():
         return False
     from torch._inductor.lowering import lowerings
 
     _refused.append(error)
     for kernel in _kernels:  # graphs that ask for them all the same call PyTorch's operators
         lowerings.pop(kernel.operator, None)
-    why = next((line for line in str(cause).splitlines() if "error" in line and ":" in line), "for no reason given")
-    log.warning("the C++ compiler does not take recdepth's kernels, so sampling goes on without them, slower: %s", why)
+    lines = str(error).splitlines()
+    why = next((line for line in lines if "error: " in line), lines[0])  # a C++ compiler says much more
+    log.warning("torch's compiler does not take recdepth's kernels, so sampling goes on without them, slower: %s", why)
     return True
 
 
