@@ -260,7 +260,8 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     machine = references[0]["machine"]
     read, timed = (" or ".join(map(str, sorted({row[name] for row in references}))) for name in ("n", "speed_n"))
     prompts = f"{read} prompts a seed for accuracy, {timed} at batch 1 for speed"
-    facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {machine['cpu']}, {machine['cores']} "
+    cpus = " or ".join(sorted({row["machine"]["cpu"] for row in references}))
+    facts = f"{machine['parameters'] / 1e6:.2f} M parameters, {machine['dtype']}, {cpus}, {machine['cores']} "
     facts += f"cores, torch threads: {machine['torch_threads']}, torch {machine['torch']}; {prompts}."
     starts = {run.config["init_from"] for runs in by_training.values() for run in runs}
     if setting.start == "finetune" and len(starts) == 1:
