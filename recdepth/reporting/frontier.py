@@ -52,8 +52,9 @@ class Frontier:
 def plot_frontier(runs: Sequence[StudyRun], path: Path | str) -> Path:
     """A panel per setting: a colour per training, a marker per sampler.
 
-    Strong, joined and with 95 % intervals over three seeds or more: samplers that no other one beats in both speed and accuracy, on
-    the models of the same training. The others are faint; those more than five points below the best are left out.
+    Strong, joined and, from three seeds on, with 95 % intervals over them: samplers that no other one beats in both
+    speed and accuracy, on the models of the same training. The others are faint; those more than five points below the
+    best are left out.
 
     Args:
         runs: from :func:`recdepth.reporting.study.read_run`.
