@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _library = torch.library.Library("recdepth", "FRAGMENT")
 _kernels: list[Kernel] = []
-_refused: list[Exception] = []  # what a C++ compiler said of our code
+_refused: list[str] = []  # what torch's compiler said of our code; not the error, which keeps all it has seen
 
 
 class Kernel:
@@ -78,11 +78,11 @@ def do_without_kernels(error: Exception) -> bool:
         return False
     from torch._inductor.lowering import lowerings
 
-    _refused.append(error)
     for kernel in _kernels:  # graphs that ask for them all the same call PyTorch's operators
         lowerings.pop(kernel.operator, None)
     lines = str(error).splitlines()
     why = next((line for line in lines if "error: " in line), lines[0])  # a C++ compiler says much more
+    _refused.append(why)
     log.warning("torch's compiler does not take recdepth's kernels, so sampling goes on without them, slower: %s", why)
     return True
 
