@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .kernels import do_without_kernels
+from .kernels import do_without_kernels, holds_kernels
 from .products import PackedWeights, place_products
 
 
@@ -34,7 +34,7 @@ class DirectGraph:
         # packed weights do not look as the compiler thinks
         self._options, self._packed = {"size_asserts": False} | options, packed
         self._packable: list[int] = []
-        self._seen = False
+        self._seen = self._holds_kernels = False
         self._watched: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] | None = None
         self._direct: Callable[..., Any] | None = None
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
@@ -46,7 +46,7 @@ class DirectGraph:
         try:
             result = self._compiled(model, settings, *groups)
         except Exception as error:
-            if not do_without_kernels(error):
+            if not (self._holds_kernels and do_without_kernels(error)):
                 raise
             result = self._compiled(model, settings, *groups)
         if self._watched is not None:
@@ -57,6 +57,7 @@ class DirectGraph:
 
     def _backend(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
         self._packable = place_products(graph, self._packed is not None)
+        self._holds_kernels = holds_kernels(graph)
         default: Any = torch._dynamo.lookup_backend("inductor")
         code = default(graph, examples, config_patches=self._options)
 

@@ -66,6 +66,12 @@ def can_use_kernels() -> bool:
     return not _refused and _made_known()
 
 
+def holds_kernels(graph: torch.fx.GraphModule) -> bool:
+    """Whether a graph, as it is before it is compiled, calls our operators."""
+    ours = {kernel.operator.overloadpacket for kernel in _kernels}
+    return any(getattr(node.target, "overloadpacket", node.target) in ours for node in graph.graph.nodes)
+
+
 def do_without_kernels(error: Exception) -> bool:
     """From now on do without our code, if it may be why a graph could not be made.
 

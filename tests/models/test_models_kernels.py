@@ -55,6 +55,16 @@ def test_other_errors_are_not_taken_for_a_refusal(restored):
     assert kernels.can_use_kernels()
 
 
+@pytest.mark.slow
+def test_a_graph_without_our_code_is_not_refused_for_it(restored, caplog):
+    """Such as one for a GPU: only its own error is said."""
+    graph = DirectGraph(lambda model, settings, inputs: inputs[0].relu(), {"no_such_option": True})
+    with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="no_such_option"):
+        graph(None, None, (torch.randn(2),))
+    assert kernels.log.name not in {record.name for record in caplog.records}
+    assert kernels.can_use_kernels()
+
+
 def test_a_cpu_without_vectors_does_without(monkeypatch):
     import torch._inductor.cpu_vec_isa as isa
 
