@@ -186,6 +186,13 @@ class Front:
         due = active if self.policy.always_due else active & self.policy.due(depth, depth + steps[:, None])
         return Lanes(positions, active, start if alike else None, stale, depth, self.age[at].copy(), steps, due)
 
+    def again(self, lanes: Lanes) -> Lanes:
+        """The same lanes a step later, when that step has read nothing out."""
+        steps = lanes.steps[:, None]
+        depth = lanes.depth + steps
+        following = np.minimum(lanes.steps, self.policy.num_steps - depth[:, 0])
+        return replace(lanes, stale=lanes.width, depth=depth, age=lanes.age + steps, steps=following)
+
     def advance(self, lanes: Lanes, proposals: LaneInts | None, converged: LaneBools | np.bool) -> Outcome:
         """Apply what a step read out: drafts, flips, commits, stops, and new lanes.
 

@@ -20,9 +20,13 @@ from recdepth.models.refinement import Pick
 
 from .exits import scores_states
 from .guesses import guess
+from .policies import Policy
 
 if TYPE_CHECKING:
     from .wavefront import Wavefront
+
+#: Most recurrences in one graph: longer ones take longer to make, and gain less.
+LONGEST = 2
 
 
 class FrontTensors(NamedTuple):
@@ -201,6 +205,53 @@ class FusedStep:
 fused_step = functools.cache(FusedStep)
 
 
+class Look(NamedTuple):
+    """Lone lanes after some recurrences, and how much these have moved them."""
+
+    states: Float[Tensor, "batch 1 dim"]
+    score: Float[Tensor, "batch 1"]
+
+
+@dataclass(frozen=True, eq=False)
+class FusedLook:
+    """The recurrences of lone lanes between two looks, and the second; made by :func:`fused_look`.
+
+    Attributes:
+        steps: recurrences.
+        score: of an exit criterion on states.
+    """
+
+    steps: int
+    score: Callable[..., Tensor]
+
+    @property
+    def name(self) -> str:
+        """What profiles show."""
+        return f"look_{self.steps}"
+
+    def __call__(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> Look:
+        """Look at lanes; inputs are their positions, their embeddings, and their states before."""
+        positions, e, before = inputs
+        s, place = before, span(positions)
+        seams: Any = type(model)  # not the instance's own, which may be compiled for training
+        for step in range(self.steps):
+            s = seams.recur(model, e, s, cache, place, step)
+        return Look(s, self.score(s, before))
+
+
+#: A look by its attributes.
+fused_look = functools.cache(FusedLook)
+
+
+def fused_look_of(policy: Policy) -> FusedLook | None:
+    """The graph of the looks of a policy's lone lanes; None where they differ, or are too long for one."""
+    alike = policy.num_steps % policy.inner_steps == 0 and not policy.noise
+    if not (policy.compile and policy.kv == "shared" and policy.inner_steps <= LONGEST and alike):
+        return None
+    assert policy.exit is not None
+    return fused_look(policy.inner_steps, scores_states(type(policy.exit)))
+
+
 def packed_places(lanes: int) -> int:
     """Places that are compiled for so many lanes of several rows: few numbers, as they multiply with widths."""
     if lanes <= 32:
@@ -232,7 +283,7 @@ class FusedFront:
     def can_run(wavefront: Wavefront) -> bool:
         """Whether steps are short and alike, read all lanes out, and keep states on a flip."""
         policy, exit = wavefront.policy, wavefront.policy.exit
-        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= 2
+        short = policy.compile and policy.kv == "shared" and policy.inner_steps <= LONGEST
         alike = policy.num_steps % policy.inner_steps == 0 and policy.draft_depth == 1 and policy.max_wavefront > 1
         plain = policy.on_flip == "keep" and not policy.noise and not policy.confirm_flips
         return short and alike and plain and policy.always_due and not (exit and exit.reads_logits)

@@ -6,6 +6,7 @@ Geiping, Yang and Su 2025 (arXiv 2510.14961), with committed prefixes, per-posit
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from recdepth.models import Depth, Flight, Places, Span, compiled_width
+from recdepth.models import Depth, Flight, Places, Span, compiled_width, sampling_seams
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .decoding import Decoding, Place
 from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
-from .fused import FusedFront
+from .fused import FusedFront, fused_look_of
 from .trace import TraceStep
 
 
@@ -32,6 +33,11 @@ class Wavefront(Decoding):
         self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._fused = FusedFront(self) if FusedFront.can_run(self) else None
+        exit = self.policy.exit
+        # a lone lane is read out only when it is done
+        self._looks_alone = self._ring == 1 and exit is not None and not exit.reads_logits
+        look = fused_look_of(self.policy) if self._looks_alone else None
+        self._fused_look = None if look is None else partial(sampling_seams(self.model).step, look)
 
     def step(self, number: int) -> None:
         """One step: embed, mix, add noise, recur, read out, commit, extend."""
@@ -41,7 +47,7 @@ class Wavefront(Decoding):
         lanes = self.front.lanes()
         place, span = self._locate(lanes)
         tokens = self.front.input_tokens(lanes)
-        proposals, residual = self._refine(lanes, tokens, place, span)
+        lanes, proposals, residual = self._refine(lanes, tokens, place, span)
         outcome = self.front.advance(lanes, proposals, self._converged(residual))
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
@@ -70,14 +76,20 @@ class Wavefront(Decoding):
 
     def _refine(
         self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places
-    ) -> tuple[LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
-        """Embed, mix, add noise, recur, read out, one seam after the other."""
+    ) -> tuple[Lanes, LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
+        """Embed, mix, add noise, recur, read out, one seam after the other; the lanes as they were last looked at."""
         e = self._embed(lanes, tokens, place, span)
         before = place.read(self.states)
-        s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
-        proposals, residual = self._read_out(s, before, lanes, place, span)
+        proposals: LaneInts | None
+        residual: Float[np.ndarray, "batch lanes"] | None
+        if self._looks_alone:
+            lanes, s, residual, done = self._recur_until_done(e, before, lanes, place, span)
+            proposals = self._proposals(s, lanes, place, span) if done else None
+        else:
+            s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
+            proposals, residual = self._read_out(s, before, lanes, place, span)
         place.write(self.states, s)  # only now: before is a view of it
-        return proposals, residual
+        return lanes, proposals, residual
 
     def _embed(self, lanes: Lanes, tokens: LaneInts, place: Place, span: Span | Places) -> Tensor:
         """Prelude from the first changed token on, then momentum: ``e ← η·e_prev + (1−η)·e``."""
@@ -129,6 +141,40 @@ class Wavefront(Decoding):
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
         return s
 
+    def _recur_until_done(
+        self, e: Tensor, s: Tensor, lanes: Lanes, place: Place, span: Span | Places
+    ) -> tuple[Lanes, Tensor, Float[np.ndarray, "batch lanes"], bool]:
+        """Recurrences of lone lanes up to the look at which one is done: before, there is nothing for the front to do.
+
+        Returns:
+            the lanes at that look, their states and scores, and whether one is done: with a tracer, which sees every
+            look, or with momentum, which mixes e anew for each, one look may be all.
+        """
+        one_look = self.tracer is not None or bool(self.policy.momentum)
+        while True:
+            s, score = self._look_at_states(e, s, lanes, place, span)
+            residual = score.cpu().numpy()
+            at_end = (lanes.depth + lanes.steps[:, None] >= self.policy.num_steps) | self._converged(residual)
+            done = bool((at_end & lanes.active).any())
+            if done or one_look:
+                return lanes, s, residual, done
+            lanes = self.front.again(lanes)
+
+    def _look_at_states(
+        self, e: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrences of a step, and the exit criterion's scores of them."""
+        exit = self.policy.exit
+        assert exit is not None
+        if self._fused_look is not None:
+            self.stats.core_passes += self.policy.inner_steps
+            self.stats.token_passes += self.policy.inner_steps * int(lanes.active.sum())
+            inputs = place.positions, e, before
+            s, score = self._fused_look(inputs, self.cache, span.length)
+            return s, score
+        s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
+        return s, exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
+
     def _read_out(
         self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
     ) -> tuple[LaneInts | None, Float[np.ndarray, "batch lanes"] | None]:
@@ -141,12 +187,6 @@ class Wavefront(Decoding):
             score = self._compare_looks(exit.feature(s, logits), lanes, place)
         else:
             score = exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
-            if self._ring == 1:  # a lone lane is read out only when it commits
-                residual = score.cpu().numpy()
-                at_end = (lanes.depth + lanes.steps[:, None] >= self.policy.num_steps) | self._converged(residual)
-                if not (at_end & lanes.active).any():
-                    return None, residual
-                return self._proposals(s, lanes, place, span), residual
             logits = self.seams.decode(s, self.cache, span)
         self.stats.readouts += int(lanes.active.sum())
         return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)

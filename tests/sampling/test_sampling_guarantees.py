@@ -170,6 +170,16 @@ def test_passes_are_bounded_and_counted(case, sampler):
         assert (np.concatenate([s.depth[s.positions >= 0] for s in trace.steps]) <= r).all()
 
 
+@given(cases(max_rows=4), any_sampler())
+def test_looking_on_changes_nothing(case, sampler):
+    """Without a tracer, steps that nobody needs to see are made at once."""
+    model, prompts, call = case
+    seen, unseen = sampler(model, prompts, **call, trace=Trace()), sampler(model, prompts, **call)
+    assert unseen.tokens == seen.tokens
+    for name in ("core_passes", "token_passes", "readouts", "committed", "recurrences_per_token", "flips"):
+        assert getattr(unseen.stats, name) == getattr(seen.stats, name), name
+
+
 @given(cases(max_rows=3), any_sampler())
 def test_one_seed_gives_one_text(case, sampler):
     model, prompts, call = case
