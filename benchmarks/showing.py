@@ -65,7 +65,7 @@ def tables(head: Row, rows: Sequence[Row]) -> list[Grid]:
     )
     work = (
         "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. %: of "
-        "the time, inside the core, the prelude, the coda, compiled graphs of all three, and the rest."
+        "the time, inside the core, the prelude, the coda, graphs that do more than one of these, and the rest."
     )
     costs = (
         "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. b n: "

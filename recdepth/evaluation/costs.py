@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from recdepth.models import Buffers
 from recdepth.models.products import packed_products
-from recdepth.sampling.fused import FrontTensors, FusedStep
+from recdepth.sampling.fused import FusedLook, FusedStep
 
 from .speed import wait
 
@@ -53,7 +53,7 @@ class Shares:
 
     Attributes:
         core, embed, decode: inside the seams ``recur``, ``embed`` and ``decode``.
-        fused: inside ``draft`` and ``step``, all three at once; in ``step`` with flips and commits.
+        fused: inside ``draft`` and ``step``, several at once; in ``step`` with flips and commits, or exit scores.
         bookkeeping: all the rest: choosing tokens, flips and commits, buffers, noise, transfers.
         seconds: what the call took, waits for the device around every seam included.
     """
@@ -144,14 +144,10 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
             passes.append(CorePass(seam, (*copies(e, s), *args), kwargs))
             return seam(e, s, *args, **kwargs)
 
-        def fused(step: FusedStep, inputs: tuple[Tensor, ...], cache: Any, length: int) -> Any:
-            count = len(FrontTensors._fields)
-            front, (states, embedded) = FrontTensors(*inputs[:count]), inputs[count : count + 2]
-            assert len(front.front) == 1, "passes of packed rows cannot be run bare"
-            lane = torch.arange(step.width, device=states.device)
-            positions = torch.where(lane < front.width[:, None], front.front[:, None] + lane, -1)
+        def fused(step: FusedStep | FusedLook, inputs: tuple[Tensor, ...], cache: Any, length: int) -> Any:
+            e, s, positions = step.lanes(*inputs)
             places = seam.__self__.span(positions, cache, length=length)  # type: ignore[attr-defined]
-            pair = copies(embedded[:, : step.width], states[:, : step.width])
+            pair = copies(e, s)
             passes.extend(CorePass(plain, (*pair, cache, places, 0), {}) for _ in range(step.steps))
             return seam(step, inputs, cache, length)
 

@@ -109,6 +109,15 @@ class FusedStep:
         flips, committed = self._advance(front, active, here, said, score)
         return Seen(said, score, flips, committed) if self.traced else None
 
+    def lanes(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "1 width"]]:
+        """Embeddings, states and positions of one row's lanes, before the step: for its core passes alone."""
+        count = len(FrontTensors._fields)
+        front, (states, embedded) = FrontTensors(*inputs[:count]), inputs[count : count + 2]
+        assert len(front.front) == 1, "passes of packed rows cannot be run bare"
+        lane = torch.arange(self.width, device=states.device)
+        positions = torch.where(lane < front.width[:, None], front.front[:, None] + lane, -1)
+        return embedded[:, : self.width], states[:, : self.width], positions
+
     def _refine(
         self,
         model: Any,
@@ -237,6 +246,11 @@ class FusedLook:
         for step in range(self.steps):
             s = seams.recur(model, e, s, cache, place, step)
         return Look(s, self.score(s, before))
+
+    def lanes(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "batch 1"]]:
+        """As a step's."""
+        positions, e, before = inputs
+        return e, before, positions
 
 
 #: A look by its attributes.

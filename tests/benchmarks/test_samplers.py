@@ -13,7 +13,7 @@ from recdepth.evaluation import Interval, speed
 from recdepth.evaluation.compare import verdict
 from recdepth.evaluation.costs import SEAMS, peak_bytes, record_passes, replay, time_shares, wrapped_seams
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, sampling_seams
-from recdepth.sampling import Autoregressive, DiffusionForcing, Exact, presets
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, presets
 from recdepth.settings import ConfigError
 
 QUICK = [
@@ -176,7 +176,10 @@ def test_recorded_passes_are_those_that_the_sampler_counts() -> None:
     assert passes[0].cache_bytes > 0 and passes[0].rows == 1
 
 
-@pytest.mark.parametrize("sampler", [DiffusionForcing(num_steps=4, inner_steps=2, max_wavefront=3), Exact(group=3)])
+@pytest.mark.parametrize(
+    "sampler",
+    [DiffusionForcing(num_steps=4, inner_steps=2, max_wavefront=3), Exact(group=3), Adaptive(exit_threshold=0.0)],
+)
 def test_graphs_of_all_seams_are_timed_and_their_passes_recorded(monkeypatch, sampler) -> None:
     monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
     model, sampler = tiny(), replace(sampler, num_steps=4, prefill_steps=4, compile=True)
