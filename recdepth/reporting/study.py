@@ -24,7 +24,7 @@ class Setting:
     """What runs of a study have in common but for training and seed.
 
     Attributes:
-        task: the choice of ``data``.
+        task: NAME of the experiment ``df_aware/NAME`` or ``df_aware/NAME_finetune``; without one the choice of ``data``.
         start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
         compiled: whether samplers were timed as compiled graphs.
     """
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> StudyRun:
     for line in lines:
         latest |= {name: value for name, value in line.items() if value is not None}
     setting = Setting(
-        task=choices["data"],
+        task=_task(choices),
         start="finetune" if "finetune" in config["tags"] else "scratch",
         compiled=bool(config.get("comparison", {}).get("compile")),
     )
@@ -104,6 +104,11 @@ def read_run(folder: Path) -> StudyRun:
         step_seconds=_step_seconds(training),
         commit=_commit(folder),
     )
+
+
+def _task(choices: Mapping[str, str]) -> str:
+    group, _, name = str(choices.get("experiment")).rpartition("/")
+    return name.removesuffix("_finetune") if group == "df_aware" else choices["data"]
 
 
 def _commit(folder: Path) -> str:
