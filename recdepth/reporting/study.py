@@ -24,7 +24,7 @@ class Setting:
     """What runs of a study have in common but for training and seed.
 
     Attributes:
-        task: NAME of the experiment ``df_aware/NAME`` or ``df_aware/NAME_finetune``; without one the choice of ``data``.
+        task: NAME of experiment ``df_aware/NAME`` or ``df_aware/NAME_finetune``; without one the choice of ``data``.
         start: ``finetune`` of a plain model where the run's tags say so, else ``scratch``.
         compiled: whether samplers were timed as compiled graphs.
     """

@@ -8,6 +8,7 @@ from torch.optim import AdamW, Muon
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.training import Constant, Cosine, MuonAdamW, WarmupStableDecay, parameter_groups
+from recdepth.training.optimizers import orthogonalized
 
 
 def model(tied: bool = True) -> RecurrentDepthForCausalLM:
@@ -35,11 +36,13 @@ def test_groups_hold_every_parameter_once_by_role(tied) -> None:
     assert "weight_decay" not in groups["matrix"]
 
 
-def test_one_face_steps_like_both_alone_with_one_schedule() -> None:
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_one_face_steps_like_both_alone_with_one_schedule(adjust, monkeypatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's Muon in float32, as ours on a CPU
     ours, theirs = model(), model()
-    together = MuonAdamW(parameter_groups(ours), lr=0.02, adamw_lr=3e-3, weight_decay=0.1)
+    together = MuonAdamW(parameter_groups(ours), lr=0.02, adamw_lr=3e-3, weight_decay=0.1, adjust_lr=adjust)
     groups = parameter_groups(theirs)
-    muon = Muon(groups[:1], lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original")
+    muon = Muon(groups[:1], lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn=adjust)
     adamw = AdamW(groups[1:], lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)) for o in (together, muon, adamw)]
     for step in range(4):
@@ -52,7 +55,21 @@ def test_one_face_steps_like_both_alone_with_one_schedule() -> None:
             schedule.step()
     assert [g["lr"] for g in together.param_groups] == [g["lr"] for g in muon.param_groups + adamw.param_groups]
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 8, 8)])
+def test_orthogonalized_keeps_directions_and_evens_lengths(shape) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, c = coefficients = (3.4445, -4.7750, 2.0315)
+    u, lengths, v = torch.linalg.svd(matrices / matrices.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    for _ in range(5):
+        lengths = a * lengths + b * lengths**3 + c * lengths**5
+    expected = u @ torch.diag_embed(lengths) @ v
+    for dtype, within in ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        found = orthogonalized(matrices, coefficients, 5, 1e-7, dtype)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=within)
 
 
 def test_the_closure_is_called_with_gradients_and_its_loss_returned() -> None:
