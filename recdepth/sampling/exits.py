@@ -7,7 +7,7 @@ A *look* comes after every ``inner_steps`` recurrences; what a threshold means t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, Protocol
 
@@ -33,6 +33,10 @@ class Exit(Protocol):
     @property
     def threshold(self) -> float:
         """Below which a lane is done."""
+        ...
+
+    def __hash__(self) -> int:
+        """Graphs are kept by it; frozen dataclasses have one."""
         ...
 
     def feature(self, state: State, logits: Logits | None) -> Feature:
@@ -181,13 +185,19 @@ EXITS: dict[str, type[LatentDiff | Cosine | EntropyDiff | KL | ArgmaxStability]]
 }
 
 
+def scores_states(exit: Exit) -> Callable[[State, State], Score]:
+    """The score of a criterion that looks at states, as a function of those after and before.
+
+    Equal criteria, whatever their thresholds, get the same function: graphs are kept by it.
+    """
+    assert not exit.reads_logits
+    return _scores_states(replace(exit, threshold=0.0) if is_dataclass(exit) else exit)
+
+
 @cache
-def scores_states(kind: type[Exit]) -> Callable[[State, State], Score]:
-    """The score of a criterion that looks at states, as a function of those after and before; one per criterion."""
-    assert not kind.reads_logits
-    criterion = kind(threshold=0.0)  # type: ignore[call-arg]  # a protocol has no constructor
+def _scores_states(exit: Exit) -> Callable[[State, State], Score]:
     never = torch.tensor(torch.inf)
-    return lambda now, before: criterion.score(criterion.feature(now, None), criterion.feature(before, None), never)
+    return lambda now, before: exit.score(exit.feature(now, None), exit.feature(before, None), never)
 
 
 def _wide(x: Tensor) -> Tensor:

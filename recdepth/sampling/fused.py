@@ -263,7 +263,7 @@ def fused_look_of(policy: Policy) -> FusedLook | None:
     if not (policy.compile and policy.kv == "shared" and policy.inner_steps <= LONGEST and alike):
         return None
     assert policy.exit is not None
-    return fused_look(policy.inner_steps, scores_states(type(policy.exit)))
+    return fused_look(policy.inner_steps, scores_states(policy.exit))
 
 
 def packed_places(lanes: int) -> int:
@@ -285,7 +285,7 @@ class FusedFront:
         self.wavefront = wavefront
         self.seams = sampling_seams(wavefront.model)
         exit = wavefront.policy.exit
-        self._score = scores_states(type(exit)) if exit else None
+        self._score = scores_states(exit) if exit else None
         self._counts = np.zeros(3, dtype=np.int64)
         threshold = exit.threshold if exit else 0.0
         settings = [wavefront.policy.num_steps, threshold, wavefront.policy.momentum]

@@ -18,7 +18,7 @@ from .front import LaneBools, LaneInts, Lanes, Rows
 from .wavefront import Wavefront
 
 #: ‖s − s_prev‖ / ‖s‖ of each lane.
-_MOVED = scores_states(LatentDiff)
+_MOVED = scores_states(LatentDiff(0.0))
 
 
 class Speculation(Wavefront):

@@ -18,6 +18,7 @@ from recdepth.models import Depth, Flight, Places, Span, compiled_width, samplin
 from recdepth.models.randomness import STEP_NOISE, truncated_normal
 
 from .decoding import Decoding, Place
+from .exits import scores_states
 from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
 from .fused import FusedFront, fused_look_of
 from .trace import TraceStep
@@ -30,7 +31,6 @@ class Wavefront(Decoding):
         super().__init__(*decoding)
         most = max(self.policy.max_wavefront, 0 if self.policy.prefill else max(map(len, self.prompts)))
         self._ring = min(most, self._capacity)  # most lanes of a row
-        self._never = torch.tensor(torch.inf, device=self._device)  # the score at a look that has not been
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._fused = FusedFront(self) if FusedFront.can_run(self) else None
         exit = self.policy.exit
@@ -173,7 +173,7 @@ class Wavefront(Decoding):
             s, score = self._fused_look(inputs, self.cache, span.length)
             return s, score
         s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
-        return s, exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
+        return s, scores_states(exit)(s, before)
 
     def _read_out(
         self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
@@ -186,7 +186,7 @@ class Wavefront(Decoding):
             logits = self.seams.decode(s, self.cache, span)
             score = self._compare_looks(exit.feature(s, logits), lanes, place)
         else:
-            score = exit.score(exit.feature(s, None), exit.feature(before, None), self._never)
+            score = scores_states(exit)(s, before)
             logits = self.seams.decode(s, self.cache, span)
         self.stats.readouts += int(lanes.active.sum())
         return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)

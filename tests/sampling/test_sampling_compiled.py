@@ -5,7 +5,7 @@ import operator
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from recdepth.models import (
 )
 from recdepth.models.kernels import can_use_kernels
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
+from recdepth.sampling.exits import LatentDiff
 
 sys.path.insert(0, str(Path(__file__).parent))
 from strategies import COMMITS, TAME, cases, depths, diffusion_settings, tiny_model
@@ -99,6 +100,37 @@ def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
     same = operator.ge if isinstance(sampler, (Exact, Speculative)) and call["stop_tokens"] else operator.eq
     for name in ("core_passes", "token_passes", "readouts"):
         assert same(getattr(compiled.stats, name), getattr(eager.stats, name)), name
+
+
+@dataclass(frozen=True)
+class PartDiff(LatentDiff):
+    """A criterion of a user's own, on some coordinates of the state."""
+
+    part: int = 1
+
+    def feature(self, state, logits):
+        return state[..., : self.part]
+
+
+@dataclass(frozen=True)
+class PartForcing(DiffusionForcing):
+    part: int = 1
+
+    def policy(self, model=None):
+        return replace(super().policy(model), exit=PartDiff(self.exit_threshold, self.part))
+
+
+def test_an_exit_criterion_of_ones_own_is_compiled_with_its_settings():
+    passes = set()
+    for part in (1, 8):
+        sampler = PartForcing(num_steps=16, inner_steps=1, exit_threshold=0.1, max_wavefront=4, part=part)
+        eager = sampler(PLAIN, [[1, 2]], **LONG)
+        with as_if_compiled():
+            compiled = replace(sampler, compile=True)(PLAIN, [[1, 2]], **LONG)
+        assert compiled.tokens == eager.tokens
+        assert compiled.stats.core_passes == eager.stats.core_passes
+        passes.add(eager.stats.core_passes)
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("kv", ["shared", "per_depth"])
