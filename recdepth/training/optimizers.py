@@ -161,13 +161,8 @@ class MuonAdamW(Optimizer):
         super().__setstate__(state)  # load_state_dict ends here, with new groups and state
         self._share()
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of both optimizers; ``closure`` recomputes and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._muon.step()
+        loss = self._muon.step(closure)
         self._adamw.step()
         return loss
