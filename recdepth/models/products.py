@@ -92,7 +92,14 @@ class PackedWeights:
 
 
 def _packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return weight.device.type == "cpu" and _packs(weight.dtype)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs such weights on this CPU: many have no bfloat16."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _state(weight: Tensor) -> Any:
@@ -148,7 +155,8 @@ def place_products(graph: torch.fx.GraphModule, pack: bool) -> list[int]:
             continue
         example = _example(weight)
         rows = max(math.prod(_example(product.args[0]).shape[:-1]) for product in products)
-        alone, many = len(products) == len(weight.users), example.dtype == torch.bfloat16 and rows > OURS_UP_TO
+        alone = len(products) == len(weight.users)
+        many = example.dtype == torch.bfloat16 and rows > OURS_UP_TO and _packs(example.dtype)
         if many and alone and pack and _can_pack():
             packed.append(place)
             target: tuple[Any, ...] = torch.ops.recdepth.packed_product.default, ()

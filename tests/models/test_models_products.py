@@ -39,10 +39,19 @@ def test_large_products_take_packed_weights_for_a_while(monkeypatch, dtype):
         for x in (few, many):
             tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
             torch.testing.assert_close(layer(x), x @ layer.weight.t(), rtol=tolerance, atol=tolerance)
-    assert calls == {torch.float32: [True], torch.bfloat16: [True, True], torch.float64: []}[dtype]
+    half = [True, True] if products._packs(torch.bfloat16) else []
+    assert calls == {torch.float32: [True], torch.bfloat16: half, torch.float64: []}[dtype]
     with pytest.raises(RuntimeError), packed_products(layer):
         layer(torch.ones(3, dtype=dtype))
     assert layer.packed is None and "packed" not in copy.deepcopy(layer).state_dict()
+
+
+def test_a_cpu_without_bfloat16_packs_none(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    layer = Linear(40, 24).bfloat16()
+    with torch.inference_mode(), packed_products(layer):
+        assert layer.packed is None
+        assert layer(torch.ones(2, 40, dtype=torch.bfloat16)).shape == (2, 24)
 
 
 @needs_onednn
