@@ -34,8 +34,9 @@ class Wavefront(Decoding):
         self._looks: tuple[Tensor, Tensor] | None = None  # exit criteria on logits: features and scores
         self._fused = FusedFront(self) if FusedFront.can_run(self) else None
         exit = self.policy.exit
+        self._score_states = scores_states(exit) if exit and not exit.reads_logits else None
         # a lone lane is read out only when it is done
-        self._looks_alone = self._ring == 1 and exit is not None and not exit.reads_logits
+        self._looks_alone = self._ring == 1 and self._score_states is not None
         look = fused_look_of(self.policy) if self._looks_alone else None
         self._fused_look = None if look is None else partial(sampling_seams(self.model).step, look)
 
@@ -164,8 +165,6 @@ class Wavefront(Decoding):
         self, e: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
     ) -> tuple[Tensor, Tensor]:
         """The recurrences of a step, and the exit criterion's scores of them."""
-        exit = self.policy.exit
-        assert exit is not None
         if self._fused_look is not None:
             self.stats.core_passes += self.policy.inner_steps
             self.stats.token_passes += self.policy.inner_steps * int(lanes.active.sum())
@@ -173,7 +172,8 @@ class Wavefront(Decoding):
             s, score = self._fused_look(inputs, self.cache, span.length)
             return s, score
         s = self._recur(e, self._add_noise(before, lanes, place), lanes, span)
-        return s, scores_states(exit)(s, before)
+        assert self._score_states is not None
+        return s, self._score_states(s, before)
 
     def _read_out(
         self, s: Tensor, before: Tensor, lanes: Lanes, place: Place, span: Span | Places
@@ -182,12 +182,11 @@ class Wavefront(Decoding):
         exit = self.policy.exit
         if exit is None:
             return self._proposals(s, lanes, place, span), None
-        if exit.reads_logits:
-            logits = self.seams.decode(s, self.cache, span)
+        logits = self.seams.decode(s, self.cache, span)
+        if self._score_states is None:
             score = self._compare_looks(exit.feature(s, logits), lanes, place)
         else:
-            score = scores_states(exit)(s, before)
-            logits = self.seams.decode(s, self.cache, span)
+            score = self._score_states(s, before)
         self.stats.readouts += int(lanes.active.sum())
         return self._download(self.choose(logits, self._streams, span.positions + 1), score, lanes.width)
 
