@@ -131,7 +131,7 @@ def keep(folder: Path) -> None:
 def main() -> int:
     """Run what is not finished; a run that fails is named, the others go on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="*", default=["word_problems", "pointer_chase_small"])
+    parser.add_argument("--tasks", nargs="*", default=["word_problems", "pointer_chase_wide"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--starts", nargs="*", default=["scratch", "finetune"], choices=["scratch", "finetune"])
     parser.add_argument("--objectives", nargs="*", default=OBJECTIVES, help="of the fine-tunes")
