@@ -189,7 +189,7 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     driver.keep(folder)
     assert read_run(tmp_path / "kept" / made.name).training == "aware" == read_run(folder).training
     assert read_run(folder).setting.task == "word_problems"
-    small = choices | {"data": "pointer_chase", "experiment": "df_aware/pointer_chase_wide_finetune"}
-    (tmp_path / "kept" / made.name / "choices.yaml").write_text(yaml.safe_dump(small))
+    wide = choices | {"data": "pointer_chase", "experiment": "df_aware/pointer_chase_wide_finetune"}
+    (tmp_path / "kept" / made.name / "choices.yaml").write_text(yaml.safe_dump(wide))
     assert read_run(tmp_path / "kept" / made.name).setting.task == "pointer_chase_wide"
     assert "secret" not in (tmp_path / "kept" / made.name / "provenance.json").read_text()
