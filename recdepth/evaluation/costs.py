@@ -101,16 +101,15 @@ def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.
 
 @dataclass(frozen=True)
 class CorePass:
-    """One call of ``recur``: its arguments, with ``e`` and ``s`` replaced by copies that passes of a shape share.
+    """One recurrence: its arguments, with ``e`` and ``s`` replaced by copies that passes of a shape share.
 
     Attributes:
         recur: the seam that was called, eager or compiled.
-        args, kwargs: as the sampler gave them: embedding, states, cache, span, depth.
+        args: as the sampler gave them: embedding, states, cache, span, depth.
     """
 
     recur: Callable[..., Tensor]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
     @property
     def rows(self) -> int:
@@ -140,15 +139,17 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
         return [kept.setdefault((key, x.shape), x.clone()) for key, x in (("e", e), ("s", s))]
 
     def recorded(name: str, seam: Callable[..., Any]) -> Callable[..., Any]:
-        def recur(e: Tensor, s: Tensor, *args: Any, **kwargs: Any) -> Any:
-            passes.append(CorePass(seam, (*copies(e, s), *args), kwargs))
-            return seam(e, s, *args, **kwargs)
+        def recur(e: Tensor, s: Tensor, cache: Any, places: Any, depth: Any, **several: int) -> Any:
+            depths = range(depth, depth + several["steps"]) if several else [depth]
+            pair = copies(e, s)
+            passes.extend(CorePass(seam, (*pair, cache, places, each)) for each in depths)
+            return seam(e, s, cache, places, depth, **several)
 
         def fused(step: FusedStep | FusedLook, inputs: tuple[Tensor, ...], cache: Any, length: int) -> Any:
             e, s, positions = step.lanes(*inputs)
             places = seam.__self__.span(positions, cache, length=length)  # type: ignore[attr-defined]
             pair = copies(e, s)
-            passes.extend(CorePass(plain, (*pair, cache, places, 0), {}) for _ in range(step.steps))
+            passes.extend(CorePass(plain, (*pair, cache, places, 0)) for _ in range(step.steps))
             return seam(step, inputs, cache, length)
 
         def draft(ids: Tensor, buffers: Buffers, cache: Any, places: Any, steps: int, **more: Any) -> Any:
@@ -156,7 +157,7 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
             for lane in range(places.positions.shape[1]):
                 place = places.part(lane, lane + 1)
                 if (place.positions >= 0).any():  # else padding
-                    passes.extend(CorePass(plain, (*pair, cache, place, step), {}) for step in range(steps))
+                    passes.extend(CorePass(plain, (*pair, cache, place, step)) for step in range(steps))
             return seam(ids, buffers, cache, places, steps, **more)
 
         if name in ("step", "draft"):
@@ -176,7 +177,7 @@ def replay(passes: Sequence[CorePass], device: torch.device) -> float:
     wait(device)
     began = time.perf_counter()
     for each in passes:
-        each.recur(*each.args, **each.kwargs)
+        each.recur(*each.args)
     wait(device)
     return time.perf_counter() - began
 

@@ -272,14 +272,16 @@ class KVCache:
     def slots(self, seam: str, depth: int = 0, steps: int = 1) -> tuple[list[Tensor], list[Tensor]]:
         """The keys and the values that a seam (embed, recur, decode) uses, a view per layer.
 
-        ``refine`` uses those of an embedding, of some recurrences from ``depth`` on (one, where they share it), and of
-        a read-out, in this order.
+        Those of some recurrences from ``depth`` on are in this order (one's, where they share it); ``refine`` uses
+        those of an embedding, of recurrences, and of a read-out.
         """
-        key = seam, depth if self.kv == "per_depth" else 0, steps
+        several = range(depth, depth + steps) if self.kv == "per_depth" else range(1)
+        key = seam, several.start, len(several)
         if key not in self._views:
-            if seam == "refine":
-                depths = range(depth, depth + steps) if self.kv == "per_depth" else [0]
-                parts = [self.slots("embed"), *(self.slots("recur", d) for d in depths), self.slots("decode")]
+            if seam == "refine" or len(several) > 1:
+                parts = [self.slots("recur", d) for d in several]
+                if seam == "refine":
+                    parts = [self.slots("embed"), *parts, self.slots("decode")]
                 keys, values = (list(chain(*of_parts)) for of_parts in zip(*parts, strict=True))
             else:
                 first, count, step = {

@@ -167,12 +167,16 @@ class CompiledSeams:
         cache: KVCache,
         places: Places,
         depth: Depth,
+        steps: int = 1,
     ) -> Float[Tensor, "batch time dim"]:
+        """As the model's, or so many of them, one after the other from one depth on, in one graph."""
         if isinstance(depth, Tensor):
+            assert steps == 1, "lanes at depths of their own get one recurrence at a time"
             graph = _graph("recur", own_depths=cache.first_slots)
             return self._call(graph, (e, s, depth), cache, places, ([cache.keys], [cache.values]))
         assert isinstance(depth, int), "a compiled pass takes one depth, or a tensor"
-        return self._call(_graph("recur"), (e, s), cache, places, cache.slots("recur", depth))
+        graph = _graph("recur", steps=steps, apart=cache.kv == "per_depth")
+        return self._call(graph, (e, s), cache, places, cache.slots("recur", depth, steps))
 
     def decode(
         self, s: Float[Tensor, "batch time dim"], cache: KVCache, places: Places, logits_to_keep: int = 0
@@ -245,8 +249,8 @@ class _Graph:
     Attributes:
         seam: embed, recur, decode, or draft (all three).
         keep: of ``decode``: logits of the last so many places only; 0 for all.
-        steps, apart, given: of ``draft``: recurrences, whether they have slots of their own, and whether there are
-            mixed embeddings and initial states.
+        steps, apart: of ``recur`` and ``draft``: recurrences, and whether they have slots of their own.
+        given: of ``draft``: whether there are mixed embeddings and initial states.
         pick: of ``draft``: what picks the tokens.
         own_depths: of ``recur`` with a depth per lane: each core layer's slot of depth 0.
     """
@@ -263,7 +267,7 @@ class _Graph:
     def name(self) -> list[Any]:
         """What profiles show, apart from shapes."""
         own = ["own"] * bool(self.own_depths)
-        return [self.seam, *["keep"] * bool(self.keep), *own]
+        return [self.seam, *["keep"] * bool(self.keep), *own, *[self.steps] * (self.steps > 1)]
 
 
 _graph = functools.cache(_Graph)
@@ -294,13 +298,18 @@ def _run(
         return kind.recur(model, e, s, _LaneSlots(keys[0], values[0], graph.own_depths), span, depth)
     if graph.seam == "embed":
         return kind.embed(model, *inputs, _SomeSlots(keys, values), span)
+    core = len(model.core)
     if graph.seam == "recur":
-        return kind.recur(model, *inputs, _SomeSlots(keys, values), span, 0)
+        cache = _SomeSlots(keys, values, core=core if graph.apart else 0)
+        e, s = inputs
+        for step in range(graph.steps):
+            s = kind.recur(model, e, s, cache, span, step)
+        return s
     if graph.seam == "decode":
         return kind.decode(model, *inputs, _SomeSlots(keys, values), span, graph.keep)
     ids, states, embedded, *more = inputs
     mixed, initial = (more.pop(0) if given else None for given in graph.given)
-    prelude, core = len(model.prelude), len(model.core)
+    prelude = len(model.prelude)
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
     cache = _SomeSlots(keys, values, first_core=prelude, core=core if graph.apart else 0, first_coda=first_coda)
     buffers = Buffers(states, embedded, mixed, initial)

@@ -23,6 +23,9 @@ from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
 from .fused import FusedFront, fused_look_of
 from .trace import TraceStep
 
+#: Most recurrences of lone lanes in one graph: to call one takes as long as a recurrence of a small model.
+MOST_TOGETHER = 4
+
 
 class Wavefront(Decoding):
     """One wavefront of lanes per row, a step at a time; made and run as :class:`Decoding` says."""
@@ -35,6 +38,7 @@ class Wavefront(Decoding):
         self._fused = FusedFront(self) if FusedFront.can_run(self) else None
         exit = self.policy.exit
         self._score_states = scores_states(exit) if exit and not exit.reads_logits else None
+        self._together = _together(self.policy.inner_steps) if self._ring == 1 and self.policy.compile else 1
         # a lone lane is read out only when it is done
         self._looks_alone = self._ring == 1 and self._score_states is not None
         look = fused_look_of(self.policy) if self._looks_alone else None
@@ -129,7 +133,10 @@ class Wavefront(Decoding):
         depth, recur, cache = self._cache_depth(lanes), self.seams.recur, self.cache
         open_rows = lanes.steps[lanes.active[:, 0]]
         fewest, most = int(open_rows.min()), int(open_rows.max())
-        for k in range(fewest):
+        together = fewest - fewest % self._together if self._together > 1 else 0
+        for k in range(0, together, self._together):
+            s = recur(e, s, cache, span, _deeper(depth, k), steps=self._together)
+        for k in range(together, fewest):
             s = recur(e, s, cache, span, _deeper(depth, k))
         for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
@@ -316,6 +323,11 @@ class Wavefront(Decoding):
             )
         )
         self._clock += time.perf_counter() - now  # looking on is not decoding
+
+
+def _together(steps: int) -> int:
+    """Recurrences of lone lanes in one graph, so that graphs of one size do for all."""
+    return next(n for n in range(MOST_TOGETHER, 0, -1) if steps % n == 0)
 
 
 def _flights(depth: Int[np.ndarray, " lanes"]) -> tuple[Flight, ...]:

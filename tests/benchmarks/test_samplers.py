@@ -178,9 +178,14 @@ def test_recorded_passes_are_those_that_the_sampler_counts() -> None:
 
 @pytest.mark.parametrize(
     "sampler",
-    [DiffusionForcing(num_steps=4, inner_steps=2, max_wavefront=3), Exact(group=3), Adaptive(exit_threshold=0.0)],
+    [
+        DiffusionForcing(num_steps=4, inner_steps=2, max_wavefront=3),
+        Exact(group=3),
+        Adaptive(exit_threshold=0.0),
+        Autoregressive(),  # all four recurrences in one graph
+    ],
 )
-def test_graphs_of_all_seams_are_timed_and_their_passes_recorded(monkeypatch, sampler) -> None:
+def test_graphs_of_several_seams_or_recurrences_are_timed_and_their_passes_recorded(monkeypatch, sampler) -> None:
     monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
     model, sampler = tiny(), replace(sampler, num_steps=4, prefill_steps=4, compile=True)
     seams = [model, sampling_seams(model)]
@@ -190,7 +195,7 @@ def test_graphs_of_all_seams_are_timed_and_their_passes_recorded(monkeypatch, sa
         found = time_shares(seams, lambda: sampler(model, [[1, 2, 3]], max_new_tokens=6), torch.device("cpu"))
         assert replay(passes, torch.device("cpu")) > 0
     assert len(passes) == stats.core_passes + stats.prefill_passes
-    assert found.fused > 0.02
+    assert found.fused > 0.02 or (isinstance(sampler, Autoregressive) and found.core > 0.02)
     assert found.core + found.embed + found.decode + found.fused + found.bookkeeping == pytest.approx(1)
 
 

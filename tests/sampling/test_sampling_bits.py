@@ -31,22 +31,22 @@ def test_passes_are_the_same_bit_for_bit_at_any_width():
     ids, start = torch.randint(0, 29, (1, count)), torch.randn(1, count, 32)
     seams = sampling_seams(model)
 
-    def run(width: int, rows: int) -> list[torch.Tensor]:
+    def run(width: int, rows: int, together: int = 1) -> list[torch.Tensor]:
         cache, parts = model.new_cache(rows, 64, "per_depth", 4), []
         for begin in range(0, count, width):
             some = at[begin : begin + width]
             places = seams.span(some.expand(rows, -1), cache, length=begin + width)
             e = seams.embed(ids[:, some].expand(rows, -1), cache, places)
             s = start[:, some].expand(rows, -1, -1)
-            for depth in range(4):
-                s = seams.recur(e, s, cache, places, depth)
+            for depth in range(0, 4, together):
+                s = seams.recur(e, s, cache, places, depth, steps=together)
             parts.append((e, s, seams.decode(s, cache, places)))
         return [torch.cat(part, dim=1) for part in zip(*parts, strict=True)]
 
     alone = run(1, 1)
-    for width, rows in ((4, 1), (16, 1), (1, 3)):
-        for ours, theirs in zip(run(width, rows), alone, strict=True):
-            assert torch.equal(ours, theirs.expand_as(ours)), (width, rows)
+    for kind in ((4, 1), (16, 1), (1, 3), (1, 1, 4)):  # the last: four recurrences in one graph
+        for ours, theirs in zip(run(*kind), alone, strict=True):
+            assert torch.equal(ours, theirs.expand_as(ours)), kind
 
 
 @torch._inductor.config.patch(compile_threads=1)

@@ -102,6 +102,21 @@ def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
         assert same(getattr(compiled.stats, name), getattr(eager.stats, name)), name
 
 
+@pytest.mark.parametrize("kv", ["shared", "per_depth"])
+@pytest.mark.parametrize(("num_steps", "together"), [(8, 4), (6, 3), (2, 2), (5, 1)])
+def test_lone_lanes_take_several_recurrences_in_one_graph(kv, num_steps, together, monkeypatch):
+    model, made, compiled = tiny_model(2, 11, (1, 2, 1), 0.5), [], torch.compile  # no other test's graphs
+    monkeypatch.setattr(torch, "compile", lambda run, **how: made.append(run.__name__) or compiled(run, **how))
+    sampler = Autoregressive(num_steps=num_steps, kv=kv)
+    expected = sampler(model, [[1, 2], [3, 1]], **LONG)
+    with as_if_compiled():
+        found = replace(sampler, compile=True)(model, [[1, 2], [3, 1]], **LONG, batch_size=2)
+    assert found.tokens == expected.tokens
+    assert found.stats.core_passes == 29 * num_steps
+    lone = {name.rsplit("_", 3)[0] for name in made if name.startswith("recur") and name.split("_")[-2] == "1"}
+    assert lone == {f"recur_{together}" if together > 1 else "recur"}
+
+
 @dataclass(frozen=True)
 class PartDiff(LatentDiff):
     """A criterion of a user's own, on some coordinates of the state."""
