@@ -15,7 +15,7 @@ from recdepth.models import Buffers, Places, Span, compiled_width
 from .decoding import Place
 from .exits import LatentDiff, scores_states
 from .front import LaneBools, LaneInts, Lanes, Rows
-from .wavefront import Wavefront
+from .wavefront import MOST_TOGETHER, Wavefront
 
 #: ‖s − s_prev‖ / ‖s‖ of each lane.
 _MOVED = scores_states(LatentDiff(0.0))
@@ -46,6 +46,7 @@ class Speculation(Wavefront):
         self._spared: LaneInts = np.zeros((0, 0), dtype=np.int64)  # recurrences that resting lanes did not take
         # drafts between two looks for stop tokens: a look waits for the device, a graph of several saves calls
         self._stride = 4 if self.policy.compile else 1 if self._device.type == "cpu" else 8
+        self._together = MOST_TOGETHER if self.policy.compile else 1
 
     @property
     def _prefills(self) -> bool:
@@ -64,8 +65,7 @@ class Speculation(Wavefront):
         e, s = place.read(self.embedded), place.read(self.states)
         below = first
         for depth in stages[:-1]:
-            for d in range(below, depth):
-                s = self._count(self.seams.recur(e, s, self.cache, span, d), lanes.active)
+            s = self._raise(e, s, span, below, depth, lanes.active)
             place.write(self.states, s)
             below = depth
             if not self._agree(lanes, known - 1, depth):  # all drafts do: what is left is the climb
@@ -133,16 +133,16 @@ class Speculation(Wavefront):
         """The first recurrences of some lanes, together; returns their states."""
         e = self.seams.embed(tokens, self.cache, span)
         s = lane.read(self.fresh_states)
-        for d in range(depth):
-            s = self._count(self.seams.recur(e, s, self.cache, span, d), active)
+        s = self._raise(e, s, span, 0, depth, active)
         lane.write(self.embedded, e)
         lane.write(self.states, s)
         return s
 
-    def _count(self, s: Tensor, active: LaneBools) -> Tensor:
-        self.stats.core_passes += 1
-        self.stats.token_passes += int(active.sum())
-        return s
+    def _raise(self, e: Tensor, s: Tensor, span: Span | Places, begin: int, end: int, active: LaneBools) -> Tensor:
+        """The recurrences of lanes from one depth to another."""
+        self.stats.core_passes += end - begin
+        self.stats.token_passes += (end - begin) * int(active.sum())
+        return self._pass_on(e, s, span, begin, end - begin)
 
     # ----------------------------------------------------------------------------------------------- on the way up
 
@@ -152,10 +152,12 @@ class Speculation(Wavefront):
         working = active.any(1)
         alike_from, reached = int(self._alike_from[working].max()), top
         while depth < top:
-            before, s = s, self._count(self.seams.recur(e, s, self.cache, span, depth), active)
-            depth += 1
-            if not self._looks_at(depth) or depth < alike_from:
-                continue
+            look = next((d for d in range(max(depth + 1, alike_from), top) if self._looks_at(d)), None)
+            if look is None:
+                s = self._raise(e, s, span, depth, top, active)
+                break
+            before = self._raise(e, s, span, depth, look - 1, active)
+            s, depth = self._raise(e, before, span, look - 1, look, active), look
             count = self._settled(s, before, active)
             if count == active.shape[1]:
                 self._rest(lanes, first, lanes.width, depth)

@@ -23,8 +23,8 @@ from .front import LaneBools, LaneInts, Lanes, Outcome, Rows
 from .fused import FusedFront, fused_look_of
 from .trace import TraceStep
 
-#: Most recurrences of lone lanes in one graph: to call one takes as long as a recurrence of a small model.
-MOST_TOGETHER = 4
+#: Most recurrences in one graph, and most lanes that get so many: to call one takes as long as some lanes' recurrence.
+MOST_TOGETHER, WIDEST_TOGETHER = 4, 32
 
 
 class Wavefront(Decoding):
@@ -133,11 +133,7 @@ class Wavefront(Decoding):
         depth, recur, cache = self._cache_depth(lanes), self.seams.recur, self.cache
         open_rows = lanes.steps[lanes.active[:, 0]]
         fewest, most = int(open_rows.min()), int(open_rows.max())
-        together = fewest - fewest % self._together if self._together > 1 else 0
-        for k in range(0, together, self._together):
-            s = recur(e, s, cache, span, _deeper(depth, k), steps=self._together)
-        for k in range(together, fewest):
-            s = recur(e, s, cache, span, _deeper(depth, k))
+        s = self._pass_on(e, s, span, depth, fewest)
         for k in range(fewest, most):  # rows that have had theirs write nothing and keep their states
             going = lanes.active & (lanes.steps > k)[:, None]
             positions = self._lay(np.where(going, lanes.positions, -1), -1)
@@ -147,6 +143,16 @@ class Wavefront(Decoding):
             s = torch.where(self._lay(going)[..., None], recur(e, s, cache, partial, at), s)
         self.stats.core_passes += most
         self.stats.token_passes += int((lanes.steps * lanes.active.sum(1)).sum())
+        return s
+
+    def _pass_on(self, e: Tensor, s: Tensor, span: Span | Places, depth: Depth | None, steps: int) -> Tensor:
+        """So many recurrences of all lanes, compiled some of them in one graph."""
+        recur, cache, at = self.seams.recur, self.cache, 0
+        while self._together > 1 and at + self._together <= steps and e.shape[1] <= WIDEST_TOGETHER:
+            s = recur(e, s, cache, span, _deeper(depth, at), steps=self._together)
+            at += self._together
+        for k in range(at, steps):
+            s = recur(e, s, cache, span, _deeper(depth, k))
         return s
 
     def _recur_until_done(
