@@ -99,14 +99,15 @@ def best_of(by_training: ByTraining) -> dict[str, tuple[str, Cell] | None]:
     return {training: fastest_equal(runs, needed) for training, runs in by_training.items()}
 
 
-def gains(by_training: ByTraining, training: str) -> dict[str, Interval]:
-    """The speed-up of a training's fastest equal sampler over that of plain, of equal steps and of equal time."""
+def gains(by_training: ByTraining, training: str, sampler: str | None = None) -> dict[str, Interval]:
+    """The speed-up of a training's sampler, or its fastest equal one, over that of plain, of equal steps and time."""
     best, found = best_of(by_training), {}
     own = best[training]
+    sampler = sampler or (own[0] if own else None)
     for plain in (PLAIN, PLAIN + EQUAL_TIME):
         base = best.get(plain)
-        if own and base:
-            ratio = gain((by_training[training], own[0]), (by_training[plain], base[0]))
+        if sampler and base:
+            ratio = gain((by_training[training], sampler), (by_training[plain], base[0]))
             if ratio is not None:
                 found[plain] = ratio
     return found
@@ -143,6 +144,7 @@ def verdict(by_training: ByTraining) -> list[str]:
     compared = {run.seed for run in plain}  # a training of fewer seeds must not win by luck
     full = [name for name, runs in by_training.items() if {run.seed for run in runs} == compared]
     others = {name: each for name, each in best.items() if each and name in full and not name.startswith(PLAIN)}
+    lines += more_accurate(by_training, [name for name in full if not name.startswith(PLAIN)])
     if not others or base is None:
         return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
     winner = max(others, key=lambda name: others[name][1].speedup.value)
@@ -159,6 +161,31 @@ def verdict(by_training: ByTraining) -> list[str]:
         + "."
     )
     return [*lines, "", *why(by_training, winner, name, base[0]), *lossless(by_training, winner)]
+
+
+def more_accurate(by_training: ByTraining, trainings: Sequence[str]) -> list[str]:
+    """The fastest of samplers that are as accurate as plain training's AR at r, if not as their own model's."""
+    plain = by_training[PLAIN]
+    own = cell(plain, plain[0].reference).accuracy
+    best = best_of(by_training)
+    found = []
+    for training in trainings:
+        any_difference = fastest_equal(by_training[training], own.value, least_difference=-math.inf)
+        equal = best[training]
+        if any_difference and (equal is None or any_difference[1].speedup.value > equal[1].speedup.value):
+            found.append((any_difference[1].speedup.value, training, *any_difference))
+    if not found or (base := best[PLAIN]) is None:
+        return []
+    _, training, name, fastest = max(found, key=lambda each: each[0])
+    over = [f"{spread(ratio)} over {of}" for of, ratio in gains(by_training, training, name).items()]
+    return [
+        f"Measured by plain training's accuracy alone, {spread(own, 1, 100)} %, **{training}** decodes "
+        f"{spread(fastest.speedup)} times as fast as its {plain[0].reference} (sampler {name}; "
+        f"{spread(fastest.accuracy, 1, 100)} %, {spread(fastest.difference, 1, 100, '+')} points to its own "
+        f"{plain[0].reference}), plain training {spread(base[1].speedup)} times ({base[0]})"
+        + (f": a gain of {', '.join(over)}." if over else "."),
+        "",
+    ]
 
 
 def why(by_training: ByTraining, training: str, ours: str, theirs: str) -> list[str]:

@@ -202,11 +202,13 @@ def grouped(runs: Iterable[StudyRun]) -> dict[Setting, dict[str, list[StudyRun]]
     return found
 
 
-def fastest_equal(runs: Sequence[StudyRun], needed: float) -> tuple[str, Cell] | None:
+def fastest_equal(
+    runs: Sequence[StudyRun], needed: float, least_difference: float = EQUAL_DIFFERENCE
+) -> tuple[str, Cell] | None:
     """The fastest sampler that drafts, at equal accuracy; None if there is none.
 
-    Equal: its mean accuracy is at least ``needed`` less half a point, and that of AR at r of the same models less half
-    a point.
+    Equal: its mean accuracy is at least ``needed`` less half a point, and its mean difference to AR at r of the same
+    models is at least ``least_difference``.
     """
     drafting = [
         name
@@ -217,7 +219,7 @@ def fastest_equal(runs: Sequence[StudyRun], needed: float) -> tuple[str, Cell] |
     good = {
         name: each
         for name, each in good.items()
-        if each.accuracy.value >= needed + EQUAL_DIFFERENCE and each.difference.value >= EQUAL_DIFFERENCE
+        if each.accuracy.value >= needed + EQUAL_DIFFERENCE and each.difference.value >= least_difference
     }
     return max(good.items(), key=lambda pair: pair[1].speedup.value, default=None)
 

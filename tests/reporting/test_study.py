@@ -117,6 +117,25 @@ def test_seeds_are_averaged_and_the_fastest_equal_sampler_is_found(runs) -> None
     assert alone.value == 2.0 and math.isnan(alone.low)
 
 
+def test_the_page_says_what_is_as_accurate_as_plain_training_but_not_as_its_own_model(runs) -> None:
+    make = script("docs/update_df_aware.py").page
+
+    def page() -> str:
+        return make([read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))])
+
+    assert "Measured by plain training's accuracy alone" not in page()  # df-h4 is as fast as df-r1, and wrong
+    for path in runs.glob("aware*/comparison.json"):
+        reference, *others = json.loads(path.read_text())
+        rows = [row | {"speedup": 10.0, "difference": -0.05} if row["sampler"] == "df-h4" else row for row in others]
+        path.write_text(json.dumps([reference | {"accuracy": 0.97}, *rows]))
+    found = next(line for line in page().splitlines() if line.startswith("Measured by plain training's accuracy alone"))
+    assert "90.0 ± 0.0 %, **aware** decodes 10.00 ± 0.00 times as fast as its ar-32 (sampler df-h4; " in found
+    assert "92.0 ± 0.0 %, -5.0 ± 0.0 points to its own ar-32), plain training 5.00 ± 2.48 times (df-r1)" in found
+    assert found.endswith(
+        ": a gain of 2.06 ± 1.04 over next_token, 1.67 over next_token, equal time."
+    )  # seed by seed: 10/4, 10/5, 10/6
+
+
 def test_the_page_has_every_number_and_the_gain(runs) -> None:
     page = script("docs/update_df_aware.py").page(
         [read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))]
