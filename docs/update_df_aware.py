@@ -62,7 +62,8 @@ the drafts that are right after so many recurrences, and in the flips.
 
 Sections of *compiled samplers* time them as compiled graphs (`comparison.compile=true`), the others eagerly. Where the
 samplers are compiled, time goes by work (token passes) on this CPU; a machine on which width is free would gain what
-core passes do.
+core passes do. Compiled AR has become faster since they were measured ([by how much](samplers.md)), so their speed-ups
+over it are larger than they would be now; gains of one training over another are ratios of such speed-ups and stay.
 """
 PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
