@@ -148,9 +148,10 @@ class Wavefront(Decoding):
     def _pass_on(self, e: Tensor, s: Tensor, span: Span | Places, depth: Depth | None, steps: int) -> Tensor:
         """So many recurrences of all lanes, compiled some of them in one graph."""
         recur, cache, at = self.seams.recur, self.cache, 0
-        while self._together > 1 and at + self._together <= steps and e.shape[1] <= WIDEST_TOGETHER:
-            s = recur(e, s, cache, span, _deeper(depth, at), steps=self._together)
-            at += self._together
+        several = 1 if isinstance(depth, Tensor) or e.shape[1] > WIDEST_TOGETHER else self._together
+        while 1 < several <= steps - at:
+            s = recur(e, s, cache, span, _deeper(depth, at), steps=several)
+            at += several
         for k in range(at, steps):
             s = recur(e, s, cache, span, _deeper(depth, k))
         return s

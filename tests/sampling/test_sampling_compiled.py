@@ -88,6 +88,7 @@ LONG = {"max_new_tokens": 30, "stop_tokens": []}
 @example((PLAIN, [[1, 2]], LONG), Exact(num_steps=6, max_wavefront=7), 1)  # 6 or 7 lanes are padded to 8, for long
 @example((PLAIN, [[1, 2], [3]], LONG), DiffusionForcing(num_steps=8, inner_steps=1, commit="depth", max_wavefront=7), 2)
 @example((PLAIN, [[1]] * 3, LONG), Speculative(num_steps=4, draft_tokens=5), 2)
+@example((PLAIN, [[1], [2]], LONG), Adaptive(num_steps=8, inner_steps=2, exit_threshold=0.3, kv="per_depth"), 2)
 def test_compiled_sampling_gives_the_same_tokens(case, sampler, batch_size):
     model, prompts, call = case
     eager = sampler(model, prompts, **call, batch_size=batch_size)
