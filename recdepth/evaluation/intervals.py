@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -136,6 +137,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+@functools.cache
 def _student(level: float, degrees: int) -> float:
     """The t beyond which, on both sides together, lies what the level leaves; by Simpson's rule and bisection."""
     _quantile(level)  # complains
