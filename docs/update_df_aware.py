@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from recdepth.evaluation import Interval, mean_interval  # noqa: E402
+from recdepth.evaluation.compare import EQUAL_DIFFERENCE  # noqa: E402
 from recdepth.reporting import plot_frontier  # noqa: E402
 from recdepth.reporting.study import (  # noqa: E402
     EQUAL_TIME,
@@ -180,13 +181,20 @@ def more_accurate(by_training: ByTraining, trainings: Sequence[str]) -> list[str
     if not found or (base := best[PLAIN]) is None:
         return []
     _, training, name, fastest = max(found, key=lambda each: each[0])
-    over = [f"{spread(ratio)} over {of}" for of, ratio in gains(by_training, training, name).items()]
+    over = gains(by_training, training, name)
+    longer, better = by_training.get(PLAIN + EQUAL_TIME), ""
+    theirs = cell(longer, plain[0].reference).accuracy if longer else own
+    if theirs.value + EQUAL_DIFFERENCE > fastest.accuracy.value:
+        over.pop(PLAIN + EQUAL_TIME, None)
+        better = f" In as much time plain training is {spread(theirs, 1, 100)} % accurate, though."
+    ratios = ", ".join(f"{spread(ratio)} over {of}" for of, ratio in over.items())
     return [
         f"Measured by plain training's accuracy alone, {spread(own, 1, 100)} %, **{training}** decodes "
         f"{spread(fastest.speedup)} times as fast as its {plain[0].reference} (sampler {name}; "
         f"{spread(fastest.accuracy, 1, 100)} %, {spread(fastest.difference, 1, 100, '+')} points to its own "
         f"{plain[0].reference}), plain training {spread(base[1].speedup)} times ({base[0]})"
-        + (f": a gain of {', '.join(over)}." if over else "."),
+        + (f": a gain of {ratios}." if ratios else ".")
+        + better,
         "",
     ]
 
