@@ -183,8 +183,8 @@ def more_accurate(by_training: ByTraining, trainings: Sequence[str]) -> list[str
     _, training, name, fastest = max(found, key=lambda each: each[0])
     over = gains(by_training, training, name)
     longer, better = by_training.get(PLAIN + EQUAL_TIME), ""
-    theirs = cell(longer, plain[0].reference).accuracy if longer else own
-    if theirs.value + EQUAL_DIFFERENCE > fastest.accuracy.value:
+    theirs = cell(longer, plain[0].reference).accuracy if longer else None
+    if theirs and theirs.value + EQUAL_DIFFERENCE > fastest.accuracy.value:
         over.pop(PLAIN + EQUAL_TIME, None)
         better = f" In as much time plain training is {spread(theirs, 1, 100)} % accurate, though."
     ratios = ", ".join(f"{spread(ratio)} over {of}" for of, ratio in over.items())
