@@ -34,7 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Creating $(VENV) with $$("$(PYTHON)" -V) …"; "$(PYTHON)" -m venv $(VENV); \
 	fi
 	@echo "Installing from constraints.txt (a few minutes the first time) …"
-	@$(PIP) -e ".[dev,finetune,reports,sweeps]"
+	@$(PIP) -e ".[dev,finetune,reports,sweeps]" || { \
+	  echo "The installation failed. If an earlier one was cut off, it may have left $(VENV) broken: rm -rf $(VENV), then again" >&2; \
+	  exit 1; \
+	}
 	@if command -v cc >/dev/null 2>&1 && $(PIP) -e ".[tasks]"; then :; else \
 	  echo "reasoning-gym is left out, one of its packages needs a C compiler: data=reasoning_gym will not work, all else does"; \
 	fi
