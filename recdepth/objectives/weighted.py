@@ -28,12 +28,15 @@ class Weighted(NextToken):
     Args:
         weights: of ``next_token`` and of the terms, by name.
         terms: by name; each of them has a weight.
+        starts: by name, the fraction of the training before which a term is left out: plain training comes first, and
+            costs what it costs. Terms without one start at once.
         mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence: of the deep pass, as in
             :class:`NextToken`.
         checkpoint_recurrences: recompute each recurrence in the backward pass to save memory, in the terms too.
 
     Raises:
-        ValueError: for weights that are negative, all zero, or of terms that are not there.
+        ValueError: for weights that are negative, all zero, or of terms that are not there, and for starts that leave
+            steps without any term.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class Weighted(NextToken):
         grow_from: float = 1.0,
         least_recurrence: int = 1,
         checkpoint_recurrences: bool = False,
+        starts: dict[str, float] | None = None,
     ):
         super().__init__(
             mean_recurrence, backprop_depth, depth_growth, grow_from, least_recurrence, checkpoint_recurrences
         )
         self.weights = {PLAIN: 0.0, **weights}
         self.terms = dict(terms or {})
+        self.starts = dict(starts or {})
         problems = [
             f"weights.{name}={weight} must be at least 0" for name, weight in weights.items() if not weight >= 0
         ]
@@ -66,15 +71,29 @@ class Weighted(NextToken):
             for name in self.terms
             if name not in weights
         ]
+        problems += [
+            f"starts.{name}={start} must be a fraction of the training, from 0 to below 1"
+            for name, start in self.starts.items()
+            if not 0 <= start < 1
+        ]
+        problems += [
+            f"starts.{name}={start} is of no term; there are {', '.join(self.terms)}"
+            for name, start in self.starts.items()
+            if name not in self.terms
+        ]
         if not problems and not any(self.weights.values()):
             problems.append(f"weights={self.weights} are all 0; set weights.{PLAIN}=1.0")
+        if not problems and not self.weights[PLAIN] and not self.active_at(0.0):
+            late = {name: self.starts[name] for name in self.active_at(1.0)}
+            problems.append(
+                f"starts={late}: there is nothing to train on before; set weights.{PLAIN}=1.0 or a start to 0"
+            )
         if problems:
             raise ValueError("; ".join(problems))
 
-    @property
-    def active(self) -> dict[str, Term]:
-        """The terms that are computed."""
-        return {name: term for name, term in self.terms.items() if self.weights[name]}
+    def active_at(self, progress: float) -> dict[str, Term]:
+        """The terms that are computed when ``progress`` (0 … 1) of the training is done."""
+        return {n: term for n, term in self.terms.items() if self.weights[n] and progress >= self.starts.get(n, 0.0)}
 
     def __call__(
         self,
@@ -84,7 +103,7 @@ class Weighted(NextToken):
         generator: torch.Generator | None = None,
     ) -> Loss:
         """The loss of a batch; see :class:`~recdepth.objectives.Objective`."""
-        weight, active = self.weights[PLAIN], self.active
+        weight, active = self.weights[PLAIN], self.active_at(progress)
         if not active:
             loss = super().__call__(model, batch, progress, generator)
             return loss if weight == 1.0 else Loss(weight * loss.sum, loss.count, loss.metrics)

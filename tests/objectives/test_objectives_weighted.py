@@ -1,5 +1,7 @@
 """Terms by weight: plain is plain, terms share one forward pass, nothing costs more than it should."""
 
+import re
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -27,10 +29,10 @@ def weighted(next_token=1.0, **weights) -> Weighted:
     return Weighted({"next_token": next_token, **dict.fromkeys(TERMS, 0.0), **weights}, TERMS)
 
 
-def result(objective, model, batch, seed=0):
+def result(objective, model, batch, seed=0, progress=1.0):
     torch.manual_seed(seed)
     model.zero_grad()
-    loss = objective(model, batch, 1.0, torch.Generator().manual_seed(seed))
+    loss = objective(model, batch, progress, torch.Generator().manual_seed(seed))
     loss.mean.backward()
     return loss, [p.grad.clone() for p in model.parameters()], torch.get_rng_state()
 
@@ -74,6 +76,34 @@ def test_terms_add_up_by_weight(model, batch) -> None:
     assert "terminal_kv" not in parts and {"drafts_accuracy", "token_accuracy", "depth"} <= set(parts)
     scaled, _, _ = result(weighted(0.5), model, batch)
     torch.testing.assert_close(2 * scaled.sum, result(weighted(), model, batch)[0].sum)
+
+
+def test_terms_that_start_later_leave_plain_training_until_then(model, batch) -> None:
+    late = Weighted({"next_token": 1.0, **dict.fromkeys(TERMS, 0.2)}, TERMS, starts={"drafts": 0.5, "terminal_kv": 0.7})
+    at_once = Weighted({"next_token": 1.0, **dict.fromkeys(TERMS, 0.2)}, TERMS)
+    plain_first = Weighted(late.weights, TERMS, starts=dict.fromkeys(TERMS, 0.5))
+    for progress, names in ((0.0, {"depth_consistency"}), (0.5, {"depth_consistency", "drafts"}), (0.7, set(TERMS))):
+        assert set(late.active_at(progress)) == names
+        assert names == set(TERMS) & set(result(late, model, batch, progress=progress)[0].metrics)
+    for objective, same in ((late, at_once), (plain_first, at_once)):
+        assert torch.equal(result(objective, model, batch)[0].sum, result(same, model, batch)[0].sum)
+    before, plain = (result(o, model, batch, progress=0.49) for o in (plain_first, NextToken()))
+    assert torch.equal(before[0].sum, plain[0].sum) and torch.equal(before[2], plain[2])
+    assert all(torch.equal(a, b) for a, b in zip(before[1], plain[1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("plain", "starts", "message"),
+    [
+        (1.0, {"drafts": 1.0}, "starts.drafts=1.0 must be a fraction of the training, from 0 to below 1"),
+        (1.0, {"stairs": 0.5}, "starts.stairs=0.5 is of no term; there are drafts, terminal_kv, depth_consistency"),
+        (0.0, {"drafts": 0.5}, "starts={'drafts': 0.5}: there is nothing to train on before"),
+    ],
+    ids=["fraction", "unknown", "nothing"],
+)
+def test_wrong_starts_are_named(plain, starts, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Weighted({"next_token": plain, **dict.fromkeys(TERMS, 0.0), "drafts": 1.0}, TERMS, starts=starts)
 
 
 def passes(model, call) -> tuple[float, float]:
