@@ -121,11 +121,39 @@ class Places:
 
 
 def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
-    """A model's seams, compiled for sampling, as its weights are now; one set per model, kept as long as the model."""
-    if model not in _seams:
-        _seams[model] = CompiledSeams(model)
+    """A model's seams, compiled for sampling, as its weights are now; one set per model, kept as long as the model has
+    the modules that they were made for."""
+    seams = _seams.get(model)
+    if seams is None or not seams.made_for.holds(model):
+        seams = _seams[model] = CompiledSeams(model)
     packed_weights(model)  # refreshes them
-    return _seams[model]
+    return seams
+
+
+class _Makeup:
+    """What graphs of a model take for granted beside shapes: its modules, and settings of those that are not ours.
+
+    Adapters, say, may be added, switched off or merged between two calls.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._modules = [ref(module) for module in model.modules()]
+        self._settings = self._settings_of(model)
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether all is as it was."""
+        modules = list(model.modules())
+        same = len(modules) == len(self._modules) and all(a() is b for a, b in zip(self._modules, modules, strict=True))
+        return same and self._settings == self._settings_of(model)
+
+    @staticmethod
+    def _settings_of(model: nn.Module) -> list[str]:
+        foreign = [m for m in model.modules() if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
+        return [repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign]
+
+
+_OF_ANY = vars(nn.Module()).keys() - {"training"}
+_PLAIN = bool, int, float, str, tuple, list, dict, set, type(None)
 
 
 class CompiledSeams:
@@ -142,6 +170,7 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
+        self.made_for = _Makeup(model)
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._packed = packed_weights(model) if may_pack(model) else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,14 @@ class DirectGraph:
         self._watched: tuple[Callable[..., Any], Sequence[Any], Sequence[Any]] | None = None
         self._direct: Callable[..., Any] | None = None
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self._compiled = torch.compile(run, dynamic=False, fullgraph=True, backend=self._backend, options=guards)
+        this = ref(self)  # torch.compile keeps its backends and their code for good; a graph goes with its model
+
+        def backend(graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
+            made = this()
+            assert made is not None, "called by its own call"
+            return made._make(graph, examples)
+
+        self._compiled = torch.compile(run, dynamic=False, fullgraph=True, backend=backend, options=guards)
 
     def __call__(self, model: nn.Module, settings: Any, *groups: Sequence[Tensor]) -> Any:
         if self._direct is not None:
@@ -55,16 +63,16 @@ class DirectGraph:
             self._watched = None
         return result
 
-    def _backend(self, graph: torch.fx.GraphModule, examples: list[Any], **_: Any) -> Callable[..., Any]:
+    def _make(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
         self._packable = place_products(graph, self._packed is not None)
         self._holds_kernels = holds_kernels(graph)
         default: Any = torch._dynamo.lookup_backend("inductor")
-        code = default(graph, examples, config_patches=self._options)
+        code, this = default(graph, examples, config_patches=self._options), ref(self)
 
         def watched(*given: Any) -> Any:
-            left = code(*given)
-            if not self._seen:
-                self._seen, self._watched = True, (code, given, left)
+            left, made = code(*given), this()
+            if made is not None and not made._seen:
+                made._seen, made._watched = True, (code, given, left)
             return left
 
         return watched

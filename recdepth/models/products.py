@@ -49,6 +49,8 @@ class Linear(nn.Linear):
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         if torch.compiler.is_compiling() or self.packed is None or not _large(input, self.out_features):
             return F.linear(input, self.weight)
+        if torch.is_grad_enabled():  # another thread samples meanwhile: packed weights have no gradients
+            return F.linear(input, self.weight)
         return _product(input, self.packed)
 
 
@@ -59,7 +61,7 @@ def _large(x: Tensor, columns: int) -> bool:
 class PackedWeights:
     """Weights as oneDNN wants them, one copy for all products and graphs of a model.
 
-    :meth:`refresh` keeps up with changes, other than those in place that autograd could not see (``weight.data``).
+    :meth:`refresh` keeps up with changes, however they came about.
 
     Attributes:
         tensors: the packed weights by key: (name of the parameter, identity of the module's dictionary of them).
@@ -79,7 +81,7 @@ class PackedWeights:
     def refresh(self) -> None:
         """Pack what has been replaced or changed in place since."""
         for key, (held, state) in self._sources.items():
-            if state is None or _state(held[key[0]]) != state:
+            if _state(held[key[0]]) != state:
                 self._pack(key, held)
 
     def _pack(self, key: tuple[str, int], held: dict[str, Any]) -> None:
@@ -102,9 +104,17 @@ def _packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _state(weight: Tensor) -> Any:
-    """What tells that a weight is as it was; None where nothing does."""
-    return None if weight.is_inference() else (weight.data_ptr(), weight._version, weight.dtype)
+def _state(weight: Tensor) -> tuple[int, torch.dtype, int]:
+    """What tells that a weight is as it was: a sum over its bits, as not all that writes to weights counts versions up.
+
+    (Fused optimizers do not, nor do writes to ``weight.data``, as when adapters are merged.)
+    """
+    x = weight.detach()
+    dense = x if x.is_contiguous() else x.t()
+    words = dense.is_contiguous() and dense.shape[-1] * dense.element_size() % 8 == 0
+    if words and dense.data_ptr() % 8 == 0 and dense.storage_offset() * dense.element_size() % 8 == 0:
+        return weight.data_ptr(), weight.dtype, int(dense.view(torch.int64).sum())  # as fast as memory is
+    return weight.data_ptr(), weight.dtype, int(torch.hash_tensor(x).view(torch.int64))
 
 
 _packed: WeakKeyDictionary[nn.Module, PackedWeights] = WeakKeyDictionary()
@@ -125,15 +135,15 @@ def may_pack(model: nn.Module) -> bool:
 
 @contextmanager
 def packed_products(model: nn.Module) -> Iterator[None]:
-    """Let the large products of a model take packed weights meanwhile, outside compiled graphs.
+    """Let the large products of a model take packed weights meanwhile, outside compiled graphs and without gradients.
 
-    The weights must not change meanwhile, and there are no gradients.
+    The weights must not change meanwhile.
     """
     layers = [m for m in model.modules() if isinstance(m, Linear) and _packable(m.weight)] if may_pack(model) else []
     weights = packed_weights(model)
-    for layer in layers:
-        layer.packed = weights.tensors[weights.add(layer._parameters, "weight")]
     try:
+        for layer in layers:
+            layer.packed = weights.tensors[weights.add(layer._parameters, "weight")]
         yield
     finally:
         for layer in layers:

@@ -1,5 +1,7 @@
 """Compiled graphs that are called directly do what torch.compile's would."""
 
+import gc
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -169,3 +171,17 @@ def test_products_keep_up_with_changes_of_weights_packed_or_not(dtype):
         # our own code needs no copy
         assert len(packed.tensors) == (2 if dtype == torch.bfloat16 and products._packs(dtype) else 0)
         assert all(name == "weight" and weight.is_mkldnn for (name, _), weight in packed.tensors.items())
+
+
+def test_a_model_that_is_gone_takes_its_weights_along(direct):
+    model = Linear(3, 3)
+    weight = weakref.ref(model.weight)
+    call, slow = direct(silent, model, None)
+    store = torch.zeros(())
+    with torch.inference_mode():
+        for _ in range(2):
+            call((torch.ones(1, 3),), (store,))
+    assert slow == [1]
+    del model, call
+    gc.collect()
+    assert weight() is None

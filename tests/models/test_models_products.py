@@ -8,7 +8,7 @@ import torch
 import recdepth
 from recdepth.models import can_compile, products
 from recdepth.models.kernels import can_use_kernels
-from recdepth.models.products import Linear, packed_products, packed_weights
+from recdepth.models.products import Linear, PackedWeights, packed_products, packed_weights
 from recdepth.sampling import Autoregressive, DiffusionForcing, Exact
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
@@ -81,6 +81,49 @@ def test_samplers_take_weights_as_they_are_now_and_leave_large_models_alone(monk
         else:
             model.load_state_dict(recdepth.RecurrentDepthForCausalLM(config).state_dict(), assign=True)
     assert len(packed_weights(model).tensors) == sum(isinstance(m, Linear) for m in model.modules())
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(40, 24), (3, 5)], ids=str)
+def test_packed_weights_follow_changes_that_no_version_counts(shape):
+    layer = Linear(*shape)
+    with torch.inference_mode(), packed_products(layer):
+        pass
+    for change in (
+        lambda w: torch.optim.AdamW([w], lr=0.1, fused=True).step(),
+        lambda w: w.data.__iadd__(torch.randn(())),  # as adapters are merged
+        lambda w: w.data.copy_(w.data.flip(0) * 2),
+    ):
+        version, before = layer.weight._version, layer.weight.detach().clone()
+        layer.weight.grad = torch.randn_like(layer.weight)
+        with torch.no_grad():
+            change(layer.weight)
+        assert layer.weight._version == version and not torch.equal(before, layer.weight)
+        x = torch.randn(6, shape[0])
+        with torch.inference_mode(), packed_products(layer):
+            torch.testing.assert_close(products._product(x, layer.packed), x @ layer.weight.t())
+
+
+@needs_onednn
+def test_packing_that_is_cut_off_leaves_the_layers_to_training(monkeypatch):
+    layers, pack, left = torch.nn.Sequential(Linear(8, 8), Linear(8, 8)), PackedWeights._pack, [1]
+
+    def cut_off(self, *given):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        pack(self, *given)
+
+    monkeypatch.setattr(PackedWeights, "_pack", cut_off)
+    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    with pytest.raises(KeyboardInterrupt), packed_products(layers):
+        pass
+    assert all(layer.packed is None for layer in layers)
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    with packed_products(layers):  # another thread trains meanwhile
+        layers(torch.ones(2, 8)).sum().backward()
+    assert all(layer.weight.grad is not None for layer in layers)
 
 
 def test_autocast_chooses_dtypes_as_ever(monkeypatch):

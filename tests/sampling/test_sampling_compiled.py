@@ -286,6 +286,33 @@ def test_a_real_compiler_gives_the_same_tokens():
         assert found.tokens == sampler(single, prompts, **sampled).tokens
 
 
+def test_graphs_are_made_anew_for_other_modules_and_adapters(monkeypatch):
+    """Nothing checks at a call what they were made of."""
+    peft = pytest.importorskip("peft")
+    made = []
+    monkeypatch.setattr(compilation, "_compiled", lambda run, name, *rest: made.append(name) or run)
+    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    model, sampler = tiny_model(0, 11, (1, 1, 1), 1.0), Autoregressive(num_steps=2, compile=True)
+
+    def graphs() -> int:
+        made.clear()
+        eager = replace(sampler, compile=False)(model, [[1, 2]], max_new_tokens=4).tokens
+        assert sampler(model, [[1, 2]], max_new_tokens=4).tokens == eager
+        return len(made)
+
+    assert graphs() > 0
+    assert graphs() == 0
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert graphs() > 0
+    assert graphs() == 0
+    with adapted.disable_adapter():
+        assert graphs() > 0
+    assert graphs() > 0
+    adapted.merge_and_unload()
+    assert graphs() > 0
+    assert graphs() == 0
+
+
 @pytest.mark.parametrize(
     "sampler",
     [Exact(num_steps=6, max_wavefront=30), Exact(num_steps=6, group=9), DiffusionForcing(num_steps=6, inner_steps=1)],
