@@ -139,15 +139,15 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 @functools.cache
 def _student(level: float, degrees: int) -> float:
-    """The t beyond which, on both sides together, lies what the level leaves; by Simpson's rule and bisection."""
+    """The t beyond which, on both sides together, lies what the level leaves; by Simpson's rule and bisection.
+
+    Over the angle of which t is √degrees times the tangent: there the density is a power of a cosine, without tails.
+    """
     _quantile(level)  # complains
-    scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
 
-    def inside(t: float) -> float:
-        x = np.linspace(0.0, t, 4001)
-        density = scale * (1 + x * x / degrees) ** (-(degrees + 1) / 2)
-        return float(
-            2 * (t / 4000) / 3 * (density[0] + 4 * density[1::2].sum() + 2 * density[2:-1:2].sum() + density[-1])
-        )
+    def inside(angle: float) -> float:
+        y = scale * np.cos(np.linspace(0.0, angle, 4001)) ** (degrees - 1)
+        return float(2 * (angle / 4000) / 3 * (y[0] + 4 * y[1::2].sum() + 2 * y[2:-1:2].sum() + y[-1]))
 
-    return _bisect(lambda t: level - inside(t), 0.0, 700.0)
+    return math.sqrt(degrees) * math.tan(_bisect(lambda angle: level - inside(angle), 0.0, math.pi / 2))

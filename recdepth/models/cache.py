@@ -243,6 +243,7 @@ class KVCache:
             the slots are a range, else copies.
         """
         assert not isinstance(slot, tuple), "attention updates flight by flight"
+        keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)  # autocast has dtypes of its own
         if isinstance(slot, range):
             return (
                 self._staircase(self.keys, slot, keys, span),

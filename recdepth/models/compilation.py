@@ -131,9 +131,8 @@ def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
 
 
 class _Makeup:
-    """What graphs of a model take for granted beside shapes: its modules, and settings of those that are not ours.
-
-    Adapters, say, may be added, switched off or merged between two calls.
+    """What graphs of a model take for granted beside shapes: autocast, its modules, and settings of those that are not
+    ours. Adapters, say, may be added, switched off or merged between two calls.
     """
 
     def __init__(self, model: nn.Module):
@@ -147,9 +146,13 @@ class _Makeup:
         return same and self._settings == self._settings_of(model)
 
     @staticmethod
-    def _settings_of(model: nn.Module) -> list[str]:
+    def _settings_of(model: nn.Module) -> list[Any]:
+        kinds = {x.device.type for x in model.parameters()}
+        autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in sorted(kinds)]
         foreign = [m for m in model.modules() if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
-        return [repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign]
+        return autocast + [
+            repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign
+        ]
 
 
 _OF_ANY = vars(nn.Module()).keys() - {"training"}
@@ -399,8 +402,8 @@ class _SomeSlots:
 
     def update(self, slot: Any, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         rows, k, v = span.rows, self.keys[slot], self.values[slot]
-        k[rows, :, span.positions] = keys.transpose(1, 2)
-        v[rows, :, span.positions] = values.transpose(1, 2)
+        k[rows, :, span.positions] = keys.transpose(1, 2).to(k.dtype)  # autocast has dtypes of its own
+        v[rows, :, span.positions] = values.transpose(1, 2).to(v.dtype)
         return k[:, :, : span.length], v[:, :, : span.length]
 
 
@@ -415,8 +418,8 @@ class _LaneSlots:
 
     def update(self, slot: Tensor, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2)
-        self.values[slot, rows, :, span.positions] = values.transpose(1, 2)
+        self.keys[slot, rows, :, span.positions] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[slot, rows, :, span.positions] = values.transpose(1, 2).to(self.values.dtype)
         if span.by_position:
             return self.keys, self.values
         return self.keys[slot, rows, :, : span.length], self.values[slot, rows, :, : span.length]

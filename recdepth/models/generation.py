@@ -186,13 +186,14 @@ class RecurrentGenerationMixin(GenerationMixin):
         Returns:
             logits, un-normalised states, and the cache.
         """
+        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
+            kind = type(past_key_values).__name__
+            raise ValueError(f"past_key_values is a {kind}; this model takes a RecurrentCache")
         steps = num_steps
         if steps is None:
             steps = self.config.mean_recurrence if past_key_values is None else past_key_values.num_steps
         batch, time = input_ids.shape
         past = RecurrentCache(steps, kv or "per_depth") if past_key_values is None else past_key_values
-        if not isinstance(past, RecurrentCache):
-            raise ValueError(f"past_key_values is a {type(past).__name__}; this model takes a RecurrentCache")
         if (steps, kv or past.kv) != (past.num_steps, past.kv):
             raise ValueError(
                 f"num_steps={steps}, kv={kv or past.kv}: past_key_values was made for num_steps={past.num_steps},"
@@ -208,7 +209,9 @@ class RecurrentGenerationMixin(GenerationMixin):
                 s = self.initial_state(e, streams, span.positions, seed)
             for depth in range(steps):
                 s = self.recur(e, s, cache, span, depth)
-            return self.decode(s, cache, span, logits_to_keep), s, past
+            logits = self.decode(s, cache, span, logits_to_keep)
+            past.close(time, attention_mask is not None)  # only now: a pass that failed may be tried again
+            return logits, s, past
 
 
 def check_one_device(device_map: Mapping[str, Any]) -> None:

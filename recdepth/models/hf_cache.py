@@ -46,7 +46,7 @@ class RecurrentCache(Cache):
         time: int,
         attention_mask: Int[Tensor, "batch places"] | None,
     ) -> tuple[KVCache, Span]:
-        """Make room for ``time`` more places of each row, and say where they are.
+        """Make room for ``time`` more places of each row, and say where they are; :meth:`close` counts them in.
 
         Args:
             model: whose keys and values are kept.
@@ -61,7 +61,6 @@ class RecurrentCache(Cache):
         before, after = self._seen, self._seen + time
         if self.store is not None and self.batch_size != batch:
             raise ValueError(f"past_key_values holds {self.batch_size} rows, input_ids {batch}; start with a new cache")
-        self._padded = self._padded or attention_mask is not None
         if attention_mask is None and self._padded:
             raise ValueError(f"past_key_values may hold padding; pass an attention_mask of all {after} places")
         store = self._room(model, batch, after)
@@ -76,8 +75,12 @@ class RecurrentCache(Cache):
                 )
             positions = positions_of(attention_mask)[:, before:]
             span = model.span(positions, store, length=after)
-        self._seen = after
         return store, span
+
+    def close(self, time: int, padded: bool) -> None:
+        """The pass over so many places is done: they are in the cache; ``padded`` where a mask came with them."""
+        self._seen += time
+        self._padded = self._padded or padded
 
     def _room(self, model: RecurrentDepthForCausalLM, batch: int, places: int) -> KVCache:
         old = self.store

@@ -322,6 +322,14 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Linear)
+        assert value.bias is None
+        self.head = Linear(value.in_features, value.out_features)
+        self.head.weight = value.weight
+        if self.head.weight is not self.embedding.weight:
+            self.head.lay_out()
+
     def _read(self, s: Tensor) -> Tensor:
         """States as they enter the coda."""
         return self.norm(s) if self.config.state_norm == "final" else s

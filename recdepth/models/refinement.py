@@ -53,16 +53,17 @@ class RefinementMixin:
         at = span.rows, span.positions
         tail = span.tail(span.positions.shape[1] - input_ids.shape[1])
         seams: Any = type(self)  # not the instance's own, which may be compiled for training, or watched
-        buffers.embedded[at[0], tail.positions] = seams.embed(self, input_ids, cache, tail)
+        kept = buffers.embedded.dtype  # autocast has dtypes of its own
+        buffers.embedded[at[0], tail.positions] = seams.embed(self, input_ids, cache, tail).to(kept)
         e = buffers.embedded[at]
         if buffers.mixed is not None:
             assert weight is not None, "mixed embeddings need a weight"
             e = torch.lerp(buffers.mixed[at], e, weight)
-            buffers.mixed[at] = e
+            buffers.mixed[at] = e.to(kept)
         s = before = (buffers.states if buffers.initial is None else buffers.initial)[at]
         for step in range(steps):
             s = seams.recur(self, e, s, cache, span, step)
-        buffers.states[at] = s
+        buffers.states[at] = s.to(kept)
         said = seams.decode(self, s, cache, span)
         return pick(said, noise), None if score is None else score(s, before)
 

@@ -54,7 +54,7 @@ class Place:
         if self.start is not None:
             buffer[:, self.start : self.start + self.positions.shape[1]] = value
         else:
-            buffer[self.rows, self.positions] = value
+            buffer[self.rows, self.positions] = value.to(buffer.dtype)  # slices cast by themselves: autocast
 
 
 def refilled_rows(batch: int) -> int:
@@ -126,7 +126,9 @@ class Decoding(ABC):
             the new tokens of each prompt.
         """
         if self.tracer is not None:
+            began = time.perf_counter()
             self.tracer.start(self.prompts)
+            self._clock += time.perf_counter() - began  # looking on is not decoding
         number = 0
         eager = not self.policy.compile or max(map(len, self.prompts)) > WIDTHS[-1]  # long prefills are
         with packed_products(self.model) if eager else nullcontext():

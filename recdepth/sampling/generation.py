@@ -18,7 +18,7 @@ from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.models.generation import seed_of
 
 from .presets import Sampler
-from .registry import SETTINGS, make_sampler
+from .registry import SETTINGS, make_sampler, settings_of
 from .replay import Replay
 from .result import SampleStats
 from .trace import Tracer, Tracers, TraceStep
@@ -46,7 +46,9 @@ _REFUSED: tuple[str, ...] = (
     "tokenizer",
 )
 _REFUSED += ("assistant_tokenizer", "negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate")
-_REFUSED += ("past_key_values", "inputs_embeds", "synced_gpus")
+_REFUSED += ("past_key_values", "inputs_embeds", "synced_gpus", "position_ids", "token_type_ids")
+#: Arguments of ``forward`` that transformers would hand on, and no sampler.
+_REFUSED += ("initial_state", "labels", "backprop_depth", "checkpoint_recurrences", "logits_to_keep")
 
 
 @dataclass
@@ -85,9 +87,11 @@ def generate(
     base = model.generation_config if generation_config is None else generation_config
     num_steps = settings.pop("num_steps", None)
     if isinstance(sampler, str):
-        num_steps = num_steps or getattr(base, "num_steps", None) or model.config.mean_recurrence
-        if getattr(base, "kv", None) is not None:
-            settings.setdefault("kv", getattr(base, "kv"))  # noqa: B009 (an entry of our own)
+        defaults = (_own(model, generation_config, "num_steps"), model.config.mean_recurrence)
+        num_steps = next(n for n in (num_steps, *defaults) if n is not None)
+        kv = _own(model, generation_config, "kv")
+        if kv is not None and not (kv == "per_depth" and "kv" not in settings_of(sampler)):  # exact has no other
+            settings.setdefault("kv", kv)
     made = make_sampler(sampler, num_steps, **settings)
     problems = list(_arguments(kwargs, base))
     prompts = inputs if inputs is not None else kwargs.get("input_ids")
@@ -99,11 +103,17 @@ def generate(
     else:
         generation_config = deepcopy(generation_config)
         generation_config.use_cache = False
-    seed = getattr(base, "seed", None) if seed is None else seed
+    seed = _own(model, generation_config, "seed") if seed is None else seed
     streams = None if rows is None else torch.as_tensor(rows).tolist()
     decoding = _Decoding(made, seed, streams, batch_size, trace, streamer)
     plain: Any = GenerationMixin.generate
     return plain(model, inputs, generation_config, custom_generate=decoding, streamer=streamer, **kwargs)
+
+
+def _own(model: RecurrentDepthForCausalLM, given: GenerationConfig | None, name: str) -> Any:
+    """An entry of ours, of the configuration that was given, or else of the model's."""
+    configs = (given, model.generation_config)
+    return next((v for c in configs if c is not None and (v := getattr(c, name, None)) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -217,7 +227,7 @@ def _arguments(kwargs: dict[str, Any], base: GenerationConfig) -> Iterator[str]:
     """What is wrong with the arguments as they were given."""
     for name in _REFUSED:
         value = kwargs.get(name)
-        if value is not None and value is not False and value != []:
+        if value is not None and value is not False and not (isinstance(value, (int, list)) and not value):
             yield f"{name}=… is for transformers' own loop"
     if kwargs.pop("use_cache", None) is False:
         yield "use_cache=False: a sampler cannot do without its cache"

@@ -94,7 +94,7 @@ class Policy:
             "draft_depth": (1 <= self.draft_depth <= self.num_steps, f"between 1 and num_steps={self.num_steps}"),
             "readout_growth": (1 <= self.readout_growth < math.inf, "at least 1 (1: after every step), and finite"),
             "settle": (0 <= self.settle < math.inf, "at least 0 (0: lanes never rest), and finite"),
-            "init_scale": (self.init_scale >= 0, "at least 0"),
+            "init_scale": (0 <= self.init_scale < math.inf, "at least 0, and finite"),
         }
         problems = [f"{k}={getattr(self, k)!r} must be {rule}" for k, (ok, rule) in rules.items() if not ok]
         if self.inner_steps > self.num_steps:

@@ -37,7 +37,7 @@ def make_sampler(sampler: str | Sampler, num_steps: int | None = None, **setting
     if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise ValueError(f"sampler={sampler!r} is unknown; take one of {', '.join(SAMPLERS)}")
     kind, preset = SAMPLERS[sampler] if isinstance(sampler, str) else (type(sampler), {})
-    known = {field.name for field in fields(kind)}
+    known = settings_of(kind)
     if unknown := sorted(settings.keys() - known):
         others = ", ".join(sorted(known))
         raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r} is not a setting of {kind.name}; there are {others}")
@@ -51,3 +51,9 @@ def make_sampler(sampler: str | Sampler, num_steps: int | None = None, **setting
         if chosen.get(name) is not None and isinstance(steps, int):
             chosen[name] = min(chosen[name], max(steps, 1))
     return kind(**{**chosen, **settings})
+
+
+def settings_of(sampler: str | type[Sampler]) -> set[str]:
+    """The names of a sampler's settings; none for a name that is unknown."""
+    kind = SAMPLERS[sampler][0] if isinstance(sampler, str) and sampler in SAMPLERS else sampler
+    return set() if isinstance(kind, str) else {field.name for field in fields(kind)}

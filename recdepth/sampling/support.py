@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
@@ -36,6 +38,23 @@ def unsupported(needs: Mapping[str, str], config: RecurrentDepthConfig, init_sca
     if not can["injection"] and init_scale not in (0, 1):
         problems.append(f"init_scale={init_scale} has no effect: states begin as embeddings, without noise; leave it")
     return problems
+
+
+def token_ids(name: str, given: Any) -> list[int]:
+    """A prompt, or stop tokens, as a list of Python's integers.
+
+    Raises:
+        ValueError: for text, a number alone, or numbers that are no integers.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ValueError(f"cannot sample: {name}={given!r} must be a list of token ids, made by a tokenizer")
+    ids = list(given)
+    for token in ids:
+        try:
+            operator.index(token)
+        except TypeError:
+            raise ValueError(f"cannot sample: {name} has {token!r}, which is no token id (an integer)") from None
+    return [operator.index(token) for token in ids]
 
 
 def check_call(

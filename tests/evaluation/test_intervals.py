@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recdepth.evaluation import median_interval, paired_difference, wilson_interval
+from recdepth.evaluation import mean_interval, median_interval, paired_difference, wilson_interval
 
 Z2 = 1.959963984540054**2
 
@@ -100,3 +100,10 @@ def test_median_interval_is_reproducible_and_holds_the_median() -> None:
     assert interval.high <= sorted(values)[29]
     assert median_interval([2.0]) == (2.0, 2.0, 2.0)
     assert math.isclose(median_interval([1.0, 3.0]).value, 2.0)
+
+
+def test_students_interval_for_few_and_for_many_values():
+    for count, level, t in ((2, 0.95, 12.7062), (2, 0.9999, 6366.198), (3, 0.95, 4.30265), (401, 0.95, 1.965912)):
+        values = [0.0, 1.0] * (count // 2) + [0.5] * (count % 2)
+        error = float(np.std(values, ddof=1)) / math.sqrt(count)
+        assert mean_interval(values, level).high - 0.5 == pytest.approx(t * error, rel=1e-4)

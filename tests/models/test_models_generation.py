@@ -266,3 +266,34 @@ def test_transformers_trainer_trains_it(tmp_path, monkeypatch):
     Trainer(model, settings, train_dataset=rows).train()
     assert not torch.equal(before, model.core[0].mlp.fc.weight)
     assert len(recomputed) == 2 * 2 * 3  # steps, passes, recurrences
+
+
+@torch.no_grad()
+def test_a_pass_that_failed_may_be_tried_again(model):
+    ids, mask = torch.tensor([[3, 4, 5], [2, 6, 7]]), torch.ones(2, 3, dtype=torch.long)
+    whole = model(ids, num_steps=3, seed=0, use_cache=True).logits
+    for wrong, error in (
+        ({"input_ids": torch.full((2, 1), 10_000)}, IndexError),
+        ({"input_ids": ids[:, 2:], "attention_mask": mask[:, :2]}, ValueError),
+    ):
+        past = model(ids[:, :2], num_steps=3, seed=0, use_cache=True).past_key_values
+        with pytest.raises(error):
+            model(**wrong, past_key_values=past, seed=0)
+        assert past.get_seq_length() == 2
+        torch.testing.assert_close(model(ids[:, 2:], past_key_values=past, seed=0).logits, whole[:, 2:])
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache; this model takes a RecurrentCache"):
+        model(ids, past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_can_be_resized(tied):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "tie_word_embeddings": tied}
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=20, **shape)).eval()
+    before = model(torch.tensor([[1, 2]]), num_steps=2, seed=0).logits
+    model.resize_token_embeddings(24)
+    assert model.config.vocab_size == 24
+    assert (model.head.weight is model.embedding.weight) == tied
+    after = model(torch.tensor([[1, 2]]), num_steps=2, seed=0).logits
+    torch.testing.assert_close(after[..., :20], before)
+    assert Autoregressive(num_steps=2)(model, [[23, 1]], max_new_tokens=3).tokens[0]

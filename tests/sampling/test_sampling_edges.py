@@ -1,8 +1,10 @@
 """Edges and errors of sampler calls, hand-checked counts, token choice."""
 
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,3 +175,52 @@ def test_bfloat16_models_sample(model):
     low = type(rough)(rough.config).to(torch.bfloat16).eval()
     for sampler in SAMPLERS:
         assert len(sampler(low, [[1, 2], [3]], max_new_tokens=6).tokens[1]) == 6
+
+
+def test_autocast_takes_batches_as_it_does_rows(model):
+    model = model.float()
+    prompts, samplers = [[1, 2, 3], [4, 5], [6]], [Autoregressive, Adaptive, DiffusionForcing, Exact, Speculative]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for sampler in (*[kind(num_steps=4) for kind in samplers], Exact(num_steps=4, max_wavefront=4)):
+            alone = [sampler(model, [p], rows=[i], max_new_tokens=6).tokens[0] for i, p in enumerate(prompts)]
+            assert all(alone)
+            assert len(sampler(model, prompts, max_new_tokens=6).tokens) == 3
+        ids, mask = torch.tensor([[0, 4, 5], [1, 2, 3]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+        assert model.generate(ids, attention_mask=mask, max_new_tokens=3, pad_token_id=0).shape == (2, 6)
+
+
+def test_integers_of_other_libraries_are_integers(model):
+    call = {"max_new_tokens": 6, "temperature": 1.0}
+    expected = Exact(num_steps=4)(model, [[1, 2]], seed=3, top_k=5, stop_tokens=[2], **call).tokens
+    for seed, k, stop in (
+        (np.int64(3), np.int64(5), np.array([2])),
+        (torch.tensor(3), torch.tensor(5), torch.tensor([2])),
+    ):
+        prompts = torch.tensor([[1, 2]])
+        assert Exact(num_steps=4)(model, prompts, seed=seed, top_k=k, stop_tokens=stop, **call).tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"prompts": "12"}, "not text"),
+        ({"prompts": ["12"]}, "prompt 0='12' must be a list of token ids"),
+        ({"prompts": [1, 2]}, "prompt 0=1 must be a list of token ids"),
+        ({"prompts": [[1, 1.5]]}, "prompt 0 has 1.5, which is no token id"),
+        ({"stop_tokens": 3}, "stop_tokens=3 must be a list of token ids"),
+        ({"stop_tokens": [None]}, "stop_tokens has None, which is no token id"),
+    ],
+)
+def test_what_are_no_token_ids_is_named(model, call, words):
+    with pytest.raises(ValueError, match=words):
+        Autoregressive(num_steps=2)(model, **{"prompts": [[1]], "max_new_tokens": 2, **call})
+
+
+def test_a_tracers_own_time_does_not_count(model):
+    class Slow(Trace):
+        def start(self, prompts):
+            time.sleep(0.5)
+            super().start(prompts)
+
+    result = Autoregressive(num_steps=1)(model, [[1, 2]], max_new_tokens=2, trace=Slow())
+    assert result.stats.decode_seconds < 0.4

@@ -203,3 +203,27 @@ def test_a_preset_is_cut_to_few_recurrences_but_a_setting_is_not():
     assert make_sampler("diffusion_forcing", 2).inner_steps == 2
     with pytest.raises(ValueError, match="inner_steps=4 exceeds num_steps=2"):
         make_sampler("diffusion_forcing", 2, inner_steps=4)
+
+
+def test_the_models_own_entries_count_where_the_given_configuration_has_none(model, monkeypatch):
+    own = {"num_steps": 2, "seed": 9, "kv": "per_depth"}
+    for name, value in own.items():
+        monkeypatch.setattr(model.generation_config, name, value, raising=False)
+    given = GenerationConfig(max_new_tokens=6, pad_token_id=0)
+    ids = torch.tensor(PROMPTS[:1])
+    expected = model.generate(ids, given)
+    for name in ("autoregressive", "exact", "speculative"):  # the latter have no other kv
+        sampled = model.generate(ids, given, sampler=name, return_dict_in_generate=True)
+        assert torch.equal(sampled.sequences, expected), name
+        assert sampled.stats.recurrences_per_token == 2
+    monkeypatch.setattr(model.generation_config, "kv", "shared", raising=False)
+    with pytest.raises(ValueError, match="kv='shared' is not a setting of exact"):
+        model.generate(ids, given, sampler="exact")
+
+
+@pytest.mark.parametrize("name", ["initial_state", "labels", "backprop_depth", "position_ids"])
+def test_what_only_forward_takes_is_refused(model, name):
+    with pytest.raises(ValueError, match=name):
+        model.generate(torch.tensor([[2, 3]]), sampler="exact", max_new_tokens=2, **{name: torch.ones(1, 2)})
+    with pytest.raises(ValueError, match="num_steps=0 must be at least 1"):
+        model.generate(torch.tensor([[2, 3]]), sampler="exact", max_new_tokens=2, num_steps=0)
