@@ -72,7 +72,7 @@ class Run:
             limit = f"trainer.max_time='{duration(seconds)}'"
             words += ["trainer.max_steps=-1", limit, "trainer.val_check_interval=100000"]
         if (folder / "checkpoints" / "last.ckpt").exists():  # with all its steps: the samplers are compared
-            words += [f"resume={folder}", "init_from=null"]
+            words.append(f"resume={folder}")
         return words
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 
 from . import lifecycle
@@ -255,9 +257,32 @@ def _held_out(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[st
 
 def _never_ends(cfg: DictConfig) -> Iterator[str]:
     trainer = cfg.trainer
-    if trainer.max_steps <= 0 and trainer.max_time is None and (trainer.get("max_epochs") or -1) <= 0:
-        limits = f"trainer.max_steps={trainer.max_steps} and trainer.max_time=null"
+    if trainer.max_steps > 0 or trainer.max_time is not None:
+        return
+    limits = f"trainer.max_steps={trainer.max_steps} and trainer.max_time=null"
+    if (trainer.get("max_epochs") or -1) <= 0:
         yield f"{limits}: training would never end; set one of them"
+    elif not isinstance(trainer.get("limit_train_batches"), int) and not trainer.get("overfit_batches"):
+        epochs = f"trainer.max_epochs={trainer.max_epochs}"
+        yield f"{limits}: training would never end; the data has no end, so {epochs} needs trainer.limit_train_batches"
+
+
+def _no_duration(cfg: DictConfig) -> Iterator[str]:
+    given: Any = cfg.trainer.max_time
+    try:
+        Timer(duration=OmegaConf.to_container(given) if OmegaConf.is_config(given) else given)  # type: ignore[arg-type]
+    except (MisconfigurationException, TypeError, ValueError):
+        yield f"trainer.max_time={given} must be DD:HH:MM:SS in quotes, such as trainer.max_time='00:01:30:00'"
+
+
+def _too_few_recurrences(cfg: DictConfig) -> Iterator[str]:
+    least, own = cfg.objective.get("least_recurrence"), cfg.objective.get("mean_recurrence")
+    mean = cfg.model.get("mean_recurrence") if own is None else own
+    if isinstance(least, int) and own is None and isinstance(mean, (int, float)) and least > max(mean, 1):
+        yield (
+            f"objective.least_recurrence={least} exceeds the mean depth, model.mean_recurrence={mean}; lower it or"
+            " raise the mean"
+        )
 
 
 def _too_long(cfg: DictConfig) -> Iterator[str]:
@@ -290,7 +315,9 @@ def _metrics(cfg: DictConfig) -> dict[str, str] | None:
         case "recdepth.objectives.NextToken":
             pass
         case "recdepth.objectives.Weighted":
-            patterns |= {f"train/{name}": rf"train/{name}(_\w+)?" for name in cfg.objective.weights}
+            weighted = [name for name, weight in cfg.objective.weights.items() if weight]
+            weighted = [] if weighted == ["next_token"] else weighted  # the plain loss alone is train/loss
+            patterns |= {f"train/{name}": rf"train/{name}(_\w+)?" for name in weighted}
         case _:
             return None
     for callback in callbacks.values():
@@ -313,7 +340,7 @@ def _metrics(cfg: DictConfig) -> dict[str, str] | None:
                 ]
                 samplers = callback.get("samplers", {})
                 names += [f"{split}/{kind}/{sampler}" for split in splits for kind in kinds for sampler in samplers]
-            case ["recdepth.training", "Progress"] | ["lightning.pytorch.callbacks", "ModelCheckpoint"]:
+            case ["recdepth.training", "Progress" | "Checkpoint"] | ["lightning.pytorch.callbacks", "ModelCheckpoint"]:
                 pass
             case _:
                 return None
@@ -329,14 +356,15 @@ def _no_checkpoint(cfg: DictConfig) -> list[str]:
     return []
 
 
+def starts_from(cfg: DictConfig) -> bool:
+    """Whether a run takes anything from ``init_from``: a resumed one has its own weights, and only adapters need those
+    that they were added to, and models of others their shape."""
+    return cfg.init_from is not None and (cfg.resume is None or cfg.lora is not None or _pretrained(cfg))
+
+
 def _no_start(cfg: DictConfig) -> list[str]:
-    if cfg.init_from is None:
+    if not starts_from(cfg):
         return []
-    if cfg.resume is not None and cfg.lora is None and not _pretrained(cfg):  # else it has more than the weights
-        return [
-            f"init_from={cfg.init_from} and resume={cfg.resume} exclude each other: a resumed run has its own weights;"
-            " drop one"
-        ]
     try:
         start_path(cfg.init_from)
     except ConfigError as error:
@@ -382,6 +410,8 @@ def _devices(cfg: DictConfig) -> Iterator[str]:
 
 _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs"): _never_ends,
+    ("trainer.max_time",): _no_duration,
+    ("objective", "model"): _too_few_recurrences,
     ("data.sequence_length", "model.max_position_embeddings"): _too_long,
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
     ("optimized_metric", "callbacks", "objective"): _unknown_metric,

@@ -218,14 +218,14 @@ def _sweeping(arguments: list[str]) -> bool:
 
 
 def _choices(override: str) -> list[str]:
-    """The single values of a sweep; the override itself if it is none."""
+    """The single values of a sweep, or the ends of an interval; the override itself if it is none."""
     try:
         parsed = OverridesParser.create().parse_override(override)
     except OverrideParseException:
         return [override]
     if not parsed.is_sweep_override():
         return [override]
-    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    return [f"{parsed.get_key_element()}={value}" for value in _ends(parsed)]
 
 
 def _explain(override: str, error: Exception, config: DictConfig) -> str:

@@ -44,6 +44,7 @@ from .training import (
     StopOnCtrlC,
     Throughput,
     TrainingModule,
+    has_adapters,
     wandb_run_of_checkpoint,
     without_adapters,
 )
@@ -83,6 +84,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, make_model())
+        _check_fits(cfg, module)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -147,11 +149,33 @@ def _check_resume(cfg: DictConfig) -> None:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}{again}"])
 
 
+def _check_fits(cfg: DictConfig, module: TrainingModule) -> None:
+    """Raise ConfigError for a checkpoint of a model of other shapes, or of another optimizer."""
+    if cfg.resume is None:
+        return
+    checkpoint = torch.load(checks.checkpoint_path(cfg.resume), map_location="cpu", mmap=True, weights_only=True)
+    problems = []
+    if not has_adapters(module.model):  # whose checkpoints hold adapters alone, and are checked when they are loaded
+        ours, theirs = (
+            {name.removeprefix("model."): tuple(x.shape) for name, x in weights.items()}
+            for weights in (module.state_dict(), checkpoint["state_dict"])
+        )
+        if other := [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]:
+            sizes = f"{theirs.get(other[0], 'missing')} there and {ours.get(other[0], 'missing')} here"
+            problems.append(f"resume={cfg.resume} is of another model: {other[0]} is {sizes}; take its model=…")
+    groups = module.make_optimizer().param_groups, checkpoint["optimizer_states"][0]["param_groups"]
+    settings = [[set(group) - {"params", "initial_lr"} for group in some] for some in groups]
+    if settings[0] != settings[1]:
+        problems.append(f"resume={cfg.resume} was trained by another optimizer; take its optimizer=…")
+    if problems:
+        raise ConfigError(problems)
+
+
 def _go_on(cfg: DictConfig) -> None:
     """A job of a sweep that is started again in its folder goes on from its own last checkpoint."""
     folder = Path(cfg.paths.run_dir)
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if cfg.resume is not None or lifecycle.sweep_folder() is None or not checkpoint.is_file():
+    if lifecycle.sweep_folder() is None or not checkpoint.is_file():
         return
     try:
         step = int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
@@ -169,8 +193,11 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     pretrained = load_config(start_path(cfg.init_from)) if isinstance(shape, Pretrained) else None
     if pretrained is not None and (problems := list(unsupported_samplers(cfg, pretrained))):
         raise ConfigError(problems)
+    init_from = cfg.init_from if checks.starts_from(cfg) else None
+    if init_from != cfg.init_from:
+        log.info("A resumed run has its own weights: init_from=%s is not read", cfg.init_from)
     return model_maker(
-        shape, cfg.init_from, data, checks.build(cfg, "lora"), str(cfg.trainer.precision), cfg.resume is not None
+        shape, init_from, data, checks.build(cfg, "lora"), str(cfg.trainer.precision), cfg.resume is not None
     )
 
 

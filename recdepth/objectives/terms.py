@@ -17,7 +17,7 @@ from recdepth.sampling.policies import Schedule as NoiseSchedule
 
 from .base import Loss
 from .deep import DeepPass, deep_pass
-from .lanes import Fronts, Schedule, draw_fronts
+from .lanes import Fronts, IndependentDepths, Schedule, draw_fronts
 from .wave import Look, Plan, WaveRun
 
 
@@ -188,6 +188,8 @@ class WavefrontLoss:
             problems.append(f"backprop_depth={backprop_depth} must be at least 1")
         if prefill_steps is not None and prefill_steps < 1:
             problems.append(f"prefill_steps={prefill_steps} must be at least 1, or null")
+        if drafts is not None and drafts.share and isinstance(schedule, IndependentDepths):
+            problems.append("drafts need lanes that open one after the other: take a Staircase, or drafts=null")
         if fronts not in get_args(Fronts):
             problems.append(f"fronts={fronts!r} must be one of {', '.join(get_args(Fronts))}")
         if problems:

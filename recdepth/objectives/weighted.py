@@ -81,6 +81,15 @@ class Weighted(NextToken):
             for name, start in self.starts.items()
             if name not in self.terms
         ]
+        growths = {
+            name: getattr(getattr(term, "schedule", None), "width_growth", 0.0) for name, term in self.terms.items()
+        }
+        problems += [
+            f"terms.{name}.schedule.width_growth={growths[name]} is over before starts.{name}={start};"
+            " both are fractions of the whole training: raise the one, or lower the other"
+            for name, start in self.starts.items()
+            if 0 < growths.get(name, 0.0) <= start
+        ]
         if not problems and not any(self.weights.values()):
             problems.append(f"weights={self.weights} are all 0; set weights.{PLAIN}=1.0")
         if not problems and not self.weights[PLAIN] and not self.active_at(0.0):

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from recdepth.evaluation import Interval, mean_interval
@@ -125,12 +125,12 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _step_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Between two lines of training; the median leaves out the odd pair with a validation or a start between."""
+    """Between two lines of training, on average: steps may become dearer on the way. Medians over a twentieth of the
+    training each leave out the odd pair with a validation or a start between."""
     pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(lines)]
-    rates = [
-        seconds / steps for steps, seconds in pairs if steps > 0 and seconds > 0
-    ]  # a resumed run's clock starts anew
-    return median(rates) if rates else math.nan
+    rates = [seconds / steps for steps, seconds in pairs if steps > 0 and seconds > 0]  # a resumed run's clock is new
+    parts = np.array_split(rates, min(20, max(1, len(rates) // 3)))
+    return float(np.mean([np.median(part) for part in parts])) if rates else math.nan
 
 
 def choices_of(folder: Path) -> dict[str, str]:

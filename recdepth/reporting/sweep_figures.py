@@ -158,11 +158,12 @@ def pareto_front(sweep: Sweep) -> list[Job]:
 
 
 def ranked(sweep: Sweep) -> list[Job]:
-    """The finished jobs, best first by the first optimized metric; those without it last."""
+    """The finished jobs, best first by the first optimized metric; those without it, or with no number, last."""
     if not sweep.metrics:
         return sweep.finished
     name, sign = sweep.metrics[0], -1.0 if sweep.directions[0] == "maximize" else 1.0
-    return sorted(sweep.finished, key=lambda job: sign * job.metrics.get(name, sign * math.inf))
+    scores = {id(job): sign * job.metrics.get(name, math.nan) for job in sweep.finished}
+    return sorted(sweep.finished, key=lambda job: s if math.isfinite(s := scores[id(job)]) else math.inf)
 
 
 def _with(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:

@@ -40,6 +40,7 @@ def begin_plan(config: DictConfig) -> Path:
         plan = {
             "program": config.hydra.job.config_name,
             "command": [*overrides.task, *own],
+            "name": OmegaConf.select(config, "sweep.name"),
             "metrics": names,
             "directions": directions,
             "jobs": [],

@@ -33,6 +33,9 @@ def resumed(folder: Path, program: str, given: Sequence[str]) -> list[str]:
     if plan["program"] != program:
         raise ConfigError([f"sweep.resume={folder} is a sweep of {plan['program']}.py; resume it with that"])
     kept = {_key(o): o for o in plan["command"] if _key(o) != "sweep.resume"}
+    name = {}
+    if plan.get("name") and "sweep.name" not in kept:  # by default the time of day: the W&B group, and Optuna's study
+        name = {"sweep.name": f"sweep.name={_quoted(plan['name'])}"}
     now = {_key(o): o for o in given}
     problems = [
         f"{override}: the sweep in {folder} was started {_instead(kept.get(key))}; leave it away, or start a new sweep"
@@ -48,7 +51,8 @@ def resumed(folder: Path, program: str, given: Sequence[str]) -> list[str]:
         ]
     if problems:
         raise ConfigError(problems)
-    return ["-m", *{**kept, **now}.values(), f"sweep.resume={_quoted(folder)}", f"hydra.sweep.dir={_quoted(folder)}"]
+    where = [f"sweep.resume={_quoted(folder)}", f"hydra.sweep.dir={_quoted(folder)}"]
+    return ["-m", *{**name, **kept, **now}.values(), *where]
 
 
 def of_jobs(arguments: Iterable[str]) -> list[str]:
@@ -100,5 +104,5 @@ def _instead(override: str | None) -> str:
     return f"with {override}" if override is not None else "without it"
 
 
-def _quoted(folder: Path) -> str:
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _quoted(text: Path | str) -> str:
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"

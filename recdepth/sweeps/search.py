@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Search(OptunaSweeperImpl):
         self.folder = Path(config.hydra.sweep.dir)
         self.max_failure_rate = 0.0 if OmegaConf.select(config, "sweep.on_error") == "stop" else 1.0
         self.taken: set[int] = set()
+        self.kept: set[int] = set()
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that remain."""
@@ -77,11 +78,15 @@ class Search(OptunaSweeperImpl):
                     study.tell(trial.number, state=TrialState.FAIL)
                 retired.append(trial.number)
                 study.set_system_attr(_RETIRED, retired)
-                if trial.params:
-                    study.enqueue_trial(trial.params)
+                if trial.params:  # as Optuna enqueues a trial, for the folder that it had: there is its checkpoint
+                    ours = trial.system_attrs.get(_SWEEP) == self._name()
+                    own = {"fixed_params": trial.params, **({_JOB: trial.system_attrs[_JOB]} if ours else {})}
+                    study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=own))
         ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         ended = [trial for trial in ended if trial.number not in retired]
         self.taken = {trial.system_attrs[_JOB] for trial in ended if trial.system_attrs.get(_SWEEP) == self._name()}
+        waiting = study.get_trials(states=(TrialState.WAITING,))
+        self.kept = {trial.system_attrs[_JOB] for trial in waiting if _JOB in trial.system_attrs}
         if ended and isinstance(self.sampler, optuna.samplers.BaseSampler):
             self.sampler.reseed_rng()  # a fixed seed would draw the first trials' parameters again
         left = max(0, self.n_trials - len(ended))
@@ -100,9 +105,12 @@ class Search(OptunaSweeperImpl):
         return list(status.metric.values())
 
     def _configure_trials(self, trials: list[Any], *args: Any) -> Sequence[Sequence[str]]:
-        """The overrides of the trials, whose jobs get the lowest numbers that no ended trial has."""
+        """The overrides of the trials, whose jobs get the lowest numbers that no other trial has; one that is tried
+        again keeps its own."""
         overrides = super()._configure_trials(trials, *args)
-        numbers = list(islice((n for n in count() if n not in self.taken), len(trials)))
+        free = (n for n in count() if n not in self.taken | self.kept)
+        numbers = [trial.system_attrs.get(_JOB, -1) for trial in trials]
+        numbers = [next(free) if n < 0 else n for n in numbers]
         self.taken.update(numbers)
         jobs = [PlannedJob(n, str(n), list(own)) for n, own in zip(numbers, overrides, strict=True)]
         for trial, number in zip(trials, numbers, strict=True):

@@ -1,6 +1,7 @@
 """Training: wiring and logging only. The maths is in models, objectives and sampling."""
 
 from .callbacks import (
+    Checkpoint,
     Curriculum,
     DepthLoss,
     Export,
@@ -20,6 +21,7 @@ from .schedules import Constant, Cosine, Schedule, WarmupStableDecay
 from .wandb_runs import KeepWandbRun, wandb_run_of_checkpoint
 
 __all__ = [
+    "Checkpoint",
     "Comparison",
     "Constant",
     "Cosine",

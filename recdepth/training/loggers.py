@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,9 @@ class MetricsFile(Logger):
     @rank_zero_only
     def _create(self) -> None:
         self.path.touch()
+        end = self.path.read_bytes().rfind(b"\n") + 1
+        if end < self.path.stat().st_size:  # a kill or a full disk has cut the last line off
+            os.truncate(self.path, end)
 
     @property
     def name(self) -> str:

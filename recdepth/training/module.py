@@ -110,10 +110,25 @@ class TrainingModule(LightningModule):
             )
         self.log("val/loss", out.loss, batch_size=int((batch["labels"][:, 1:] != -100).sum()), sync_dist=True)
 
+    def make_optimizer(self) -> Optimizer:
+        """An optimizer of the model's trainable parameters, as configured."""
+        return self._make_optimizer(parameter_groups(self.model))
+
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        optimizer = self._make_optimizer(parameter_groups(self.model))
+        optimizer = self.make_optimizer()
+        self._own_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         factor = LambdaLR(optimizer, lambda _: self._schedule(self._progress(self.global_step + 0.5)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A resumed run has the optimizer's state from the checkpoint, and its settings from its own configuration."""
+        if not self.trainer.optimizers or not self.trainer.lr_scheduler_configs:
+            return
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        factor = self._schedule(self._progress(self.global_step + 0.5))
+        for group, own in zip(self.trainer.optimizers[0].param_groups, self._own_settings, strict=True):
+            group.update(own, initial_lr=own["lr"], lr=own["lr"] * factor)
+        scheduler.base_lrs = [own["lr"] for own in self._own_settings]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._adapted:

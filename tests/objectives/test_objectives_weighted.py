@@ -10,6 +10,7 @@ from recdepth.objectives import (
     Consistency,
     DepthConsistency,
     DraftExposure,
+    IndependentDepths,
     NextToken,
     SingleLanes,
     Staircase,
@@ -173,3 +174,12 @@ def test_growing_depth_and_resumable_mean(model, batch) -> None:
     objective = weighted(drafts=1.0)
     objective.mean_recurrence, objective.depth_growth = 9.0, 0.5
     assert objective.mean_at(model, 0.25) == 5.0 and objective.mean_at(model, 1.0) == 9.0
+
+
+def test_what_would_have_no_effect_is_refused() -> None:
+    growing = {"drafts": WavefrontLoss(Staircase(width=4, width_growth=0.4), drafts=DraftExposure())}
+    Weighted({"next_token": 1.0, "drafts": 1.0}, growing, starts={"drafts": 0.3})
+    with pytest.raises(ValueError, match=r"width_growth=0.4 is over before starts.drafts=0.5"):
+        Weighted({"next_token": 1.0, "drafts": 1.0}, growing, starts={"drafts": 0.5})
+    with pytest.raises(ValueError, match="drafts need lanes that open one after the other"):
+        WavefrontLoss(IndependentDepths(width=4), drafts=DraftExposure(0.5))

@@ -195,7 +195,7 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     assert not any(word.startswith("resume=") for word in made.command(tmp_path))
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
-    assert made.command(tmp_path)[-2:] == [f"resume={folder}", "init_from=null"]
+    assert made.command(tmp_path)[-1] == f"resume={folder}"
     (folder / ".hydra").mkdir()
     choices = {"data": "word_problems", "objective": "aware", "experiment": "df_aware/word_problems_finetune", "x": 1}
     (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}}))
@@ -217,3 +217,12 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     (tmp_path / "kept" / made.name / "choices.yaml").write_text(yaml.safe_dump(wide))
     assert read_run(tmp_path / "kept" / made.name).setting.task == "pointer_chase_wide"
     assert "secret" not in (tmp_path / "kept" / made.name / "provenance.json").read_text()
+
+
+def test_steps_that_become_dearer_count_by_their_share(tmp_path) -> None:
+    folder, clock, lines = write(tmp_path / "late", "aware", 0, 0.0), 0.0, []
+    for step in range(100):
+        clock += 1.0 if step < 60 else 2.0
+        lines.append({"step": step, "seconds": clock + 50.0 * (step > 30), "train/loss": 1.0})  # a validation
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_run(folder).step_seconds == pytest.approx(1.4, abs=0.05)

@@ -36,6 +36,8 @@ WRONG = [
     ("trainer.precision=bf17", "trainer.precision=bf17 should be"),
     ("trainer.max_steps=2.5", "trainer.max_steps=2.5 should be a valid integer"),
     ("trainer.max_steps=-1", "training would never end"),
+    ("trainer.max_time=bogus", "trainer.max_time=bogus must be DD:HH:MM:SS"),
+    ("objective.least_recurrence=9", "objective.least_recurrence=9 exceeds the mean depth, model.mean_recurrence=8"),
     ("trainer.limit_val_batches=0", "optimized_metric=val/loss needs validation"),
     ("data.sequence_length=5000", "data.sequence_length=5000 exceeds the model's context"),
     ("resume=nowhere", "resume=nowhere: there is no such file or folder"),
@@ -130,5 +132,8 @@ def test_hydras_own_errors_are_explained(arguments, expected) -> None:
 
 
 def test_hydras_errors_come_at_once_also_in_a_sweep() -> None:
+    search = ["-m", "optimizer.lr=tag(log,interval(1e-3,1e-1))", "trainer.max_stepz=3"]
+    (problem,) = composition_problems(CONF, "train", search)
+    assert problem.startswith("trainer.max_stepz=3: there is no such key")
     problems = list(composition_problems(CONF, "train", ["-m", "model=tiny,smal", "optimizer=muon", "optimizer.l=1"]))
     assert [p.split(":")[0] for p in problems] == ["model=smal", "optimizer.l=1"]

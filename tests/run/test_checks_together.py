@@ -46,6 +46,7 @@ def test_conflicts_in_data_come_with_the_others(command) -> None:
         (["callbacks.sampler_evaluation.batch_size=0", "evaluation.items=0"], ["batch_size", "items"]),
         (["comparison.batch_size=0", "comparison.num_steps=0", "compare=true"], ["batch_size", "num_steps"]),
         (["seed=-1", "optimizer.lr=0"], ["optimizer.lr", "seed"]),
+        (["trainer.max_steps=-1", "trainer.max_epochs=1"], ["trainer.max_steps"]),
     ],
     ids=str,
 )
@@ -136,6 +137,8 @@ def test_a_folder_without_model_is_named(composed, tmp_path) -> None:
             "did you mean test/",
         ),
         ("curriculum/level", [], "is not logged by this run"),
+        ("train/next_token", ["objective=weighted"], "is not logged by this run"),
+        ("train/staircase", ["objective=aware"], "is not logged by this run"),
         ("val/loss_depth_4", ["callbacks=none"], "is not logged by this run"),
     ],
 )

@@ -55,8 +55,6 @@ def test_what_cannot_be_started_from_is_named(tiny, trained, tmp_path) -> None:
     for start, message in ((tmp_path, "holds no model"), ("./nowhere", "is no folder")):
         with pytest.raises(ConfigError, match=f"init_from={start} {message}"):
             checks.check_train(tiny(f"init_from={start}"))
-    with pytest.raises(ConfigError, match="exclude each other"):
-        checks.check_train(tiny(f"init_from={trained}", f"resume={trained}"))
 
 
 def test_a_resumed_run_of_terms_goes_on_as_if_never_stopped(tiny, tmp_path) -> None:

@@ -68,3 +68,37 @@ def test_a_run_whose_time_is_over_is_exported_all_the_same(tiny, tmp_path) -> No
     run.train(tiny(*STEPS, *late, folder="second"))
     first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_end_of_training_is_in_the_last_checkpoint(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=5", "callbacks.checkpoint.every_n_train_steps=2", folder="first"))
+    folder = tmp_path / "first" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step_5.ckpt"]
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_resumed_run_has_the_optimizers_settings_of_its_own(tiny, tmp_path) -> None:
+    steps = [*STEPS, "optimizer=adamw", "scheduler.warmup=0.0", "scheduler.decay=0.0", "callbacks.checkpoint.every_n_train_steps=2"]
+    run.train(tiny(*steps, "optimizer.lr=0.01", "trainer.max_steps=2", folder="first"))
+    other = ["optimizer.lr=0.003", "optimizer.weight_decay=0.5", "trainer.max_steps=4"]
+    run.train(tiny(*steps, *other, f"resume={tmp_path / 'first'}", folder="second"))
+    lines = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert {round(line["train/lr"], 6) for line in lines if "train/lr" in line} == {0.003}
+    (state,) = torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    assert {(g["lr"], g["initial_lr"]) for g in state["param_groups"]} == {(0.003, 0.003)}
+    assert {g["weight_decay"] for g in state["param_groups"]} == {0.5, 0.0}
+    wrong = ["optimizer=muon", "model.core_layers=2", "trainer.max_steps=9"]
+    with pytest.raises(ConfigError) as caught:
+        run.train(tiny(*steps, *wrong, f"resume={tmp_path / 'first'}", folder="third"))
+    shapes, optimizer = caught.value.problems
+    assert "is of another model: core.1" in shapes and "(missing)" not in shapes
+    assert optimizer.endswith("was trained by another optimizer; take its optimizer=…")
+
+
+def test_a_resumed_run_does_not_need_what_it_started_from(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=1", folder="base"))
+    run.train(tiny(*STEPS, "trainer.max_steps=2", f"init_from={tmp_path / 'base'}", folder="first"))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    again = [f"init_from={tmp_path / 'base'}", f"resume={tmp_path / 'first'}", "trainer.max_steps=3"]
+    run.train(tiny(*STEPS, *again, folder="first"))
+    assert torch.load(tmp_path / "first" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3

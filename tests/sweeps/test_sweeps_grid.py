@@ -59,6 +59,10 @@ def test_resuming_takes_the_folders_command_and_names_what_disagrees(tmp_path) -
     (tmp_path / "sweep.json").write_text(json.dumps(plan))
     where = f"sweep.resume='{tmp_path}'"
     assert resumed(tmp_path, "train", [])[:-1] == ["-m", *command, where]
+    unnamed = {**plan, "command": command[:2], "name": "2026-11-28_10-00"}
+    (tmp_path / "sweep.json").write_text(json.dumps(unnamed))
+    assert resumed(tmp_path, "train", [])[:4] == ["-m", "sweep.name='2026-11-28_10-00'", *command[:2]]
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
     assert "hydra/launcher=local" in resumed(tmp_path, "train", [*command[:3], "hydra/launcher=local"])
     with pytest.raises(ConfigError) as found:
         resumed(tmp_path, "train", ["x=1,2,3", "y=2"])

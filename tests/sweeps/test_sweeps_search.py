@@ -71,3 +71,19 @@ def test_a_result_that_the_study_was_not_told_is_not_lost(multirun) -> None:
     assert [trial.state.name for trial in told.trials] == ["RUNNING"]
     multirun(values, *SEARCH, "sweep.name=t", "hydra.sweeper.study_name=t", "sweep.resume=sweeps/t")
     assert [trial.state.name for trial in told.trials] == ["COMPLETE"] * 6
+
+
+def test_trials_that_are_tried_again_keep_their_folders_however_often(multirun) -> None:
+    calls = []
+
+    def failing(cfg):
+        calls.append(cfg.x)
+        if len(calls) in (2, 5):
+            raise ValueError("told to")
+        return values(cfg)
+
+    multirun(failing, *SEARCH)
+    multirun(interrupted_at(1), *SEARCH, "sweep.resume=sweeps/s")  # stopped in the first of the two
+    sweep = multirun(values, *SEARCH, "sweep.resume=sweeps/s")
+    assert [job.status.state for job in sweep.jobs] == ["finished"] * 6
+    assert [job.settings["x"] for job in sweep.jobs] == pytest.approx(calls)

@@ -297,3 +297,11 @@ def test_a_comparison_measures_the_depths_and_prompts_asked_for(tmp_path, monkey
         Comparison(**settings, ar_depths=[2, 4])
     with pytest.raises(ValueError, match="lossless_prompts=0 must be at least 1"):
         Comparison(**settings, lossless_prompts=0)
+
+
+def test_a_line_that_was_cut_off_is_not_gone_on_with(tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for left, expected in (("", 0), ('{"step": 1', 0), ('{"step": 1}\n{"st', 1), ('{"step": 1}\n', 1)):
+        path.write_text(left)
+        MetricsFile(path).log_metrics({"a": 2.0}, step=2)
+        assert [line["step"] for line in lines(tmp_path)] == [1, 2][1 - expected :]

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from .checkpoint import Checkpoint
 from .curriculum import Curriculum
 from .depth_loss import DepthLoss
 from .export import Export
@@ -11,6 +12,7 @@ from .steps import StepAxis
 from .throughput import Throughput
 
 __all__ = [
+    "Checkpoint",
     "Curriculum",
     "DepthLoss",
     "Export",
