@@ -78,7 +78,7 @@ def test_the_end_of_training_is_in_the_last_checkpoint(tiny, tmp_path) -> None:
 
 
 def test_a_resumed_run_has_the_optimizers_settings_of_its_own(tiny, tmp_path) -> None:
-    steps = [*STEPS, "optimizer=adamw", "scheduler.warmup=0.0", "scheduler.decay=0.0", "callbacks.checkpoint.every_n_train_steps=2"]
+    steps = [*STEPS, "optimizer=adamw", "scheduler.warmup=0.0", "scheduler.decay=0.0"]
     run.train(tiny(*steps, "optimizer.lr=0.01", "trainer.max_steps=2", folder="first"))
     other = ["optimizer.lr=0.003", "optimizer.weight_decay=0.5", "trainer.max_steps=4"]
     run.train(tiny(*steps, *other, f"resume={tmp_path / 'first'}", folder="second"))
