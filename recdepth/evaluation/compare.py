@@ -87,8 +87,13 @@ def compare(
         a row per sampler, in order; see :func:`comparison_row` for its keys.
 
     Raises:
-        ValueError: for an unknown reference, or numbers of prompts that do not fit.
+        ValueError: for an unknown reference, numbers of prompts that do not fit, nothing to decode, or samplers that do
+            not suit the model.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves nothing to compare; take at least 1")
+    if problems := [f"{name}: {p}" for name, each in samplers.items() for p in each.unsupported(model.config)]:
+        raise ValueError("this model does not suit all samplers:\n" + "\n".join(f"  - {p}" for p in problems))
     counts = _prompt_counts(samplers, reference, accuracy_prompts, speed_prompts, len(items))
     console = console or Console()
     with progress_bars(console) as progress:

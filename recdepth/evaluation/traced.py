@@ -42,6 +42,8 @@ def trace_call(
     Raises:
         ValueError: naming the prompt or setting that is wrong.
     """
+    if not len(prompts):
+        raise ValueError("prompts is empty; trace at least one")
     call["batch_size"] = len(prompts)
     few = max_new_tokens if sampler.compile else min(8, max_new_tokens)
     sampler(model, prompts, max_new_tokens=few, trace=Trace(), **call)

@@ -205,7 +205,7 @@ class RecurrentGenerationMixin(GenerationMixin):
             e = self.embed(input_ids, cache, span)
             s = initial_state
             if s is None:
-                streams = torch.arange(batch, device=e.device) if rows is None else rows
+                streams = streams_of(rows, batch, e.device)
                 s = self.initial_state(e, streams, span.positions, seed)
             for depth in range(steps):
                 s = self.recur(e, s, cache, span, depth)
@@ -226,6 +226,19 @@ def check_one_device(device_map: Mapping[str, Any]) -> None:
 
 def _most(attention_mask: Tensor) -> int:
     return int(attention_mask.sum(-1).max())
+
+
+def streams_of(rows: Tensor | None, batch: int, device: torch.device) -> Int[Tensor, " batch"]:
+    """The random streams of a batch's rows: as given, or else 0 … batch-1.
+
+    Raises:
+        ValueError: for another number of them.
+    """
+    if rows is None:
+        return torch.arange(batch, device=device)
+    if rows.shape != (batch,):
+        raise ValueError(f"rows has the shape {tuple(rows.shape)}, input_ids {batch} rows; give one id for each")
+    return rows.to(device)
 
 
 def seed_of(seed: int | None, do_sample: bool) -> int:

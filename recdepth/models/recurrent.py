@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .cache import Cache, Depth, KVCache, KVPolicy, Span
 from .compilation import compile_seams
 from .config import RecurrentDepthConfig
-from .generation import RecurrentGenerationMixin
+from .generation import RecurrentGenerationMixin, streams_of
 from .hf_cache import RecurrentCache, positions_of
 from .layers import Attention, Block, GatedMLP, RMSNorm, rope_table
 from .products import Linear
@@ -290,7 +290,7 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
         e = self.embed(input_ids, None, span)
         s = initial_state
         if s is None:
-            streams = torch.arange(batch, device=e.device) if rows is None else rows
+            streams = streams_of(rows, batch, e.device)
             s = self.initial_state(e, streams, span.positions, seed)
         with_grad = num_steps if backprop_depth is None else min(backprop_depth, num_steps)
         with torch.no_grad():

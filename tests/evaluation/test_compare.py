@@ -91,6 +91,7 @@ def spied(call, seen):
         ({"speed_prompts": 0}, "speed_prompts=0"),
         ({"accuracy_prompts": {"ar": 3}}, "no number for df"),
         ({"accuracy_prompts": {"ar": 3, "df": 4}}, "exceeds the 3 of the reference"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 leaves nothing to compare"),
     ],
 )
 def test_wrong_numbers_say_what_to_do(model, settings, message: str) -> None:

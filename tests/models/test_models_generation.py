@@ -235,6 +235,9 @@ def test_what_forward_refuses(model):
         model(ids[:, :2], attention_mask=torch.ones(1, 2), past_key_values=cache)
     with pytest.raises(ValueError, match="exceed the context"):
         model(ids.repeat(1, 10), past_key_values=cache)
+    for cached in (False, True):
+        with pytest.raises(ValueError, match=r"rows has the shape \(1,\), input_ids 2 rows"):
+            model(ids.repeat(2, 1), rows=torch.tensor([4]), use_cache=cached)
     assert model(ids, return_dict=False)[0].shape == (1, 4, 29)
 
 

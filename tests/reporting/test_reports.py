@@ -1,9 +1,11 @@
 """Pages of runs, of several runs, and of sweeps: what is in the folders is on the page, whatever is in the folders."""
 
 import json
+import math
 import os
 import platform
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from recdepth.reporting.__main__ import main, parse
 from recdepth.reporting.overview import differences, short_names
 from recdepth.reporting.page import config_lines
 from recdepth.reporting.runs import higher_is_better, read_run
+from recdepth.reporting.sweep import read_sweep
+from recdepth.reporting.sweep_figures import ranked
 from recdepth.settings import ConfigError
 
 EVIL = "</script><img src=x onerror=alert(1)><svg onload=alert(2)>"
@@ -186,6 +190,16 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     assert ("aria-label", "Parallel coordinates of sweep sweep") in page.attributes
     with pytest.raises(ValueError, match="nor a sweep folder"):
         write_sweep_report(sweep / "0")
+
+
+def test_the_best_job_comes_first_whatever_diverged(tmp_path: Path) -> None:
+    found, inf = read_sweep(make_sweep(tmp_path / "sweep")), math.inf
+    values = [2.0, math.nan, 1.0, inf, -inf, None, 3.0]
+    for direction, expected in (("minimize", [1.0, 2.0, 3.0]), ("maximize", [3.0, 2.0, 1.0])):
+        jobs = [replace(found.finished[0], metrics={} if v is None else {found.metrics[0]: v}) for v in values]
+        order = ranked(replace(found, jobs=jobs, directions=[direction]))
+        assert [job.metrics[found.metrics[0]] for job in order[:3]] == expected
+        assert len(order) == len(values)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
