@@ -22,8 +22,8 @@ def keys(found: list[str]) -> list[str]:
     return sorted(problem.split("=")[0] for problem in found)
 
 
-def test_conflicts_in_data_come_with_the_others(command) -> None:
-    result = command("train.py", "data.batch_size=0", "model.hidden_size=130", "data.task.min_steps=0")
+def test_conflicts_in_data_come_with_the_others(launched) -> None:
+    result = launched("train.py", "data.batch_size=0", "model.hidden_size=130", "data.task.min_steps=0")
     assert result.returncode == 2
     assert result.stderr.startswith("3 settings cannot work:")
     for key in ("data.batch_size=0", "model.hidden_size=130", "data.task.min_steps=0"):
@@ -100,8 +100,8 @@ def test_a_stream_shows_one_prompt_at_a_time(composed) -> None:
     assert keys(problems(composed("stream=true", "batch_size=x", name="sample"), checks.check_sample)) == ["batch_size"]
 
 
-def test_a_wrong_filter_leaves_no_folder(command, tmp_path) -> None:
-    result = command("sample.py", "top_k=5")
+def test_a_wrong_filter_leaves_no_folder(launched, tmp_path) -> None:
+    result = launched("sample.py", "top_k=5")
     assert result.returncode == 2
     assert "  - top_k=5 has no effect at temperature=0" in result.stderr
     assert "holds no run with a model" in result.stderr
@@ -171,9 +171,9 @@ def test_a_metric_that_was_never_logged_is_a_warning(composed, caplog) -> None:
 # ------------------------------------------------------------------------------------------------------------ sweeps
 
 
-def test_all_jobs_of_a_sweep_are_checked_before_the_first(command, tmp_path) -> None:
+def test_all_jobs_of_a_sweep_are_checked_before_the_first(launched, tmp_path) -> None:
     sweep = ["-m", "model=tiny", "model.hidden_size=32,33", "optimizer.lr=1e-3,-1", "seed=-1"]
-    result = command("train.py", *sweep)
+    result = launched("train.py", *sweep)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert "  - seed=-1 must be at least 0 and at most 4294967295" in lines
@@ -197,12 +197,12 @@ def test_what_a_sweep_names_itself_by_is_known() -> None:
     assert sweep_problems(CONF, "train", ["-m", *names]) == []
 
 
-def test_a_job_that_fails_later_does_not_stop_the_others(command, tmp_path) -> None:
+def test_a_job_that_fails_later_does_not_stop_the_others(launched, tmp_path) -> None:
     """The folder of the first job's model is there but holds nothing that can be loaded: only loading it tells."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    result = command("sample.py", "-m", f"model_path={tmp_path / 'a'},{tmp_path / 'b'}", "prompt=x")
+    result = launched("sample.py", "-m", f"model_path={tmp_path / 'a'},{tmp_path / 'b'}", "prompt=x")
     assert result.returncode == 1, result.stderr  # the sweep ran; what failed is named at its end
     assert "2 jobs: 2 failed" in result.stdout
     assert "Traceback" not in result.stderr

@@ -22,7 +22,7 @@ def runs(tmp_path, task="train"):
     return sorted((tmp_path / "outputs" / task).glob("*/*/*/.hydra"))
 
 
-def test_train_then_sample(command, tmp_path) -> None:
+def test_train_then_sample(command, launched, tmp_path) -> None:
     trained = command("train.py", *TINY, "logger=wandb", "tags=[first]")
     assert trained.returncode == 0, trained.stderr
     assert "Warning" not in trained.stderr
@@ -48,7 +48,7 @@ def test_train_then_sample(command, tmp_path) -> None:
         assert (runs(tmp_path, "sample")[0].parent / name).stat().st_size > 0
 
     text = "prompt=Zoe has 48 apples, then loses 6. How many apples does Zoe have?"
-    bare = command("sample.py", f"model_path={folder / 'model'}", text, "sampler=adaptive", "max_new_tokens=3")
+    bare = launched("sample.py", f"model_path={folder / 'model'}", text, "sampler=adaptive", "max_new_tokens=3")
     assert bare.returncode == 0, bare.stderr
 
 
@@ -63,7 +63,14 @@ def test_mistakes_end_with_exit_code_2_and_no_traceback(command) -> None:
 
 
 def test_four_jobs_have_four_folders_and_four_wandb_runs(command, tmp_path) -> None:
-    sweep = ["-m", "model=tiny,small", "optimizer.lr=1e-3,3e-3", "trainer.max_steps=4", "evaluation.items=1"]
+    sweep = [
+        "-m",
+        "model=tiny",
+        "model.core_layers=1,2",
+        "optimizer.lr=1e-3,3e-3",
+        "trainer.max_steps=4",
+        "evaluation.items=1",
+    ]
     sweep += [
         "trainer.limit_val_batches=1",
         "callbacks.sampler_evaluation.during_training=false",
@@ -83,7 +90,7 @@ def test_four_jobs_have_four_folders_and_four_wandb_runs(command, tmp_path) -> N
     assert all(b"four" in content for content in logged)  # their group
     found = read_sweep(jobs[0].parent)
     assert [job.status.state for job in found.jobs] == ["finished"] * 4
-    assert found.swept == ["model", "optimizer.lr"]
+    assert found.swept == ["model.core_layers", "optimizer.lr"]
     assert all(job.status.metric["val/loss"] > 0 for job in found.jobs)
     rates = set()
     for job in jobs:
@@ -95,7 +102,7 @@ def test_four_jobs_have_four_folders_and_four_wandb_runs(command, tmp_path) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_ctrl_c_leaves_a_run_that_can_be_used_and_resumed(command, tmp_path) -> None:
+def test_ctrl_c_leaves_a_run_that_can_be_used_and_resumed(launched, tmp_path) -> None:
     overrides = [*QUICK, "trainer.max_steps=100000", "trainer.val_check_interval=100000", "logger=wandb"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides, f"paths.outputs={tmp_path / 'outputs'}"],
@@ -115,5 +122,5 @@ def test_ctrl_c_leaves_a_run_that_can_be_used_and_resumed(command, tmp_path) -> 
     assert f"resume={folder}" in output
     load_model(folder / "model")
     steps = len((folder / "metrics.jsonl").read_text().splitlines())
-    resumed = command("train.py", *QUICK, f"trainer.max_steps={steps + 50}", f"resume={folder}")
+    resumed = launched("train.py", *QUICK, f"trainer.max_steps={steps + 50}", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr

@@ -27,7 +27,7 @@ def large_weights(layers: int) -> RecurrentDepthForCausalLM:
 @torch.inference_mode()
 def test_passes_are_the_same_bit_for_bit_at_any_width():
     assert can_use_kernels()
-    model, count, at = large_weights(1), 16, torch.arange(16)
+    model, count, at = large_weights(0), 16, torch.arange(16)  # the core's block is the others', too
     ids, start = torch.randint(0, 29, (1, count)), torch.randn(1, count, 32)
     seams = sampling_seams(model)
 

@@ -273,7 +273,6 @@ def test_a_real_compiler_gives_the_same_tokens():
     call = {"max_new_tokens": 9}
     for sampler in (
         Exact(num_steps=4, max_wavefront=4),  # lanes at depths of their own
-        Exact(num_steps=4, group=3),
         DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=3),
     ):
         eager = sampler(single, [[1, 2]], **call)
