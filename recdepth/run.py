@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from . import checks, lifecycle
 from .checks_support import unsupported_samplers
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
+from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
 from .nodes import callback_nodes
 from .reporting import (
     WandbRun,
@@ -44,7 +44,6 @@ from .training import (
     StopOnCtrlC,
     Throughput,
     TrainingModule,
-    has_adapters,
     wandb_run_of_checkpoint,
     without_adapters,
 )
@@ -84,7 +83,6 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, make_model())
-        _check_fits(cfg, module)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -133,7 +131,7 @@ def _draw(cfg: DictConfig) -> None:
 
 
 def _check_resume(cfg: DictConfig) -> None:
-    """Raise ConfigError for a checkpoint that cannot be read, or that has all of the steps already.
+    """Raise ConfigError for a checkpoint that cannot be read, has all of the steps already, or is of another optimizer.
 
     With ``compare``, one that has just as many steps as are wanted is welcome: its samplers are compared again.
     """
@@ -141,34 +139,39 @@ def _check_resume(cfg: DictConfig) -> None:
         return
     path = checks.checkpoint_path(cfg.resume)
     try:
-        step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        step, other = int(checkpoint["global_step"]), _other_optimizer(cfg, checkpoint)
     except _UNREADABLE as error:
         raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
     if 0 < cfg.trainer.max_steps <= step and not (cfg.compare and step == cfg.trainer.max_steps):
         again = f", or set compare=true with trainer.max_steps={step} to compare its samplers again"
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}{again}"])
+    if other:
+        raise ConfigError(other)
 
 
-def _check_fits(cfg: DictConfig, module: TrainingModule) -> None:
-    """Raise ConfigError for a checkpoint of a model of other shapes, or of another optimizer."""
-    if cfg.resume is None:
-        return
+def _other_optimizer(cfg: DictConfig, checkpoint: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a checkpoint of another kind of optimizer."""
+    theirs = checkpoint["optimizer_states"][0]["param_groups"]
+    stand_ins = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "role": group.get("role")} for group in theirs]
+    ours = checks.build(cfg, "optimizer")(stand_ins).param_groups
+    settings = [[group.keys() - {"params", "initial_lr"} for group in groups] for groups in (ours, theirs)]
+    if settings[0] == settings[1]:
+        return []
+    return [f"resume={cfg.resume} was trained by another optimizer; take its optimizer=…"]
+
+
+def _other_model(cfg: DictConfig, shape: RecurrentDepthConfig) -> list[str]:
+    """What is wrong with a checkpoint of a model of another shape."""
     checkpoint = torch.load(checks.checkpoint_path(cfg.resume), map_location="cpu", mmap=True, weights_only=True)
-    problems = []
-    if not has_adapters(module.model):  # whose checkpoints hold adapters alone, and are checked when they are loaded
-        ours, theirs = (
-            {name.removeprefix("model."): tuple(x.shape) for name, x in weights.items()}
-            for weights in (module.state_dict(), checkpoint["state_dict"])
-        )
-        if other := [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]:
-            sizes = f"{theirs.get(other[0], 'missing')} there and {ours.get(other[0], 'missing')} here"
-            problems.append(f"resume={cfg.resume} is of another model: {other[0]} is {sizes}; take its model=…")
-    groups = module.make_optimizer().param_groups, checkpoint["optimizer_states"][0]["param_groups"]
-    settings = [[set(group) - {"params", "initial_lr"} for group in some] for some in groups]
-    if settings[0] != settings[1]:
-        problems.append(f"resume={cfg.resume} was trained by another optimizer; take its optimizer=…")
-    if problems:
-        raise ConfigError(problems)
+    theirs = {name.removeprefix("model."): tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
+    with torch.device("meta"):
+        ours = {name: tuple(x.shape) for name, x in RecurrentDepthForCausalLM(shape).state_dict().items()}
+    other = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    if not other:
+        return []
+    sizes = f"{theirs.get(other[0], 'missing')} there and {ours.get(other[0], 'missing')} here"
+    return [f"resume={cfg.resume} is of another model: {other[0]} is {sizes}; take its model=…"]
 
 
 def _go_on(cfg: DictConfig) -> None:
@@ -193,6 +196,8 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     pretrained = load_config(start_path(cfg.init_from)) if isinstance(shape, Pretrained) else None
     if pretrained is not None and (problems := list(unsupported_samplers(cfg, pretrained))):
         raise ConfigError(problems)
+    if cfg.resume is not None and pretrained is None and cfg.lora is None and (other := _other_model(cfg, shape)):
+        raise ConfigError(other)
     init_from = cfg.init_from if checks.starts_from(cfg) else None
     if init_from != cfg.init_from:
         log.info("A resumed run has its own weights: init_from=%s is not read", cfg.init_from)

@@ -15,7 +15,7 @@ from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
 from .speculative import Speculation
-from .support import check_call, token_ids, unsupported
+from .support import check_call, integer, token_ids, unsupported
 from .tokens import TokenChooser
 from .trace import Tracer
 from .wavefront import Wavefront
@@ -90,13 +90,11 @@ class Sampler:
         """
         if problems := self.unsupported(model.config):
             raise ValueError(f"{self.name} does not suit this model:\n" + "\n".join(f"  - {p}" for p in problems))
-        choose = TokenChooser(float(temperature), int(top_k), float(top_p), float(min_p), int(seed))
+        choose = TokenChooser(temperature, integer("top_k", top_k), top_p, min_p, integer("seed", seed))
         if isinstance(prompts, str):
             raise ValueError("cannot sample: prompts are lists of token ids, made by a tokenizer, not text")
-        texts, stops = (
-            [token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)],
-            token_ids("stop_tokens", stop_tokens),
-        )
+        texts = [token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
+        stops = token_ids("stop_tokens", stop_tokens)
         streams = list(range(len(texts))) if rows is None else list(rows)
         policy = _compilable(self.policy(model), model)
         check_call(model, texts, streams, max_new_tokens, batch_size, self._longest_prompt(policy))

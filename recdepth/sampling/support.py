@@ -48,13 +48,19 @@ def token_ids(name: str, given: Any) -> list[int]:
     """
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise ValueError(f"cannot sample: {name}={given!r} must be a list of token ids, made by a tokenizer")
-    ids = list(given)
-    for token in ids:
-        try:
-            operator.index(token)
-        except TypeError:
-            raise ValueError(f"cannot sample: {name} has {token!r}, which is no token id (an integer)") from None
-    return [operator.index(token) for token in ids]
+    return [integer(f"{name}: a token id", token) for token in given]
+
+
+def integer(name: str, given: Any) -> int:
+    """A number as Python's integer: NumPy's and PyTorch's are taken.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ValueError(f"cannot sample: {name} is {given!r} and must be an integer") from None
 
 
 def check_call(

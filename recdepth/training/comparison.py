@@ -22,7 +22,7 @@ from recdepth.reporting import (
 from recdepth.sampling import Autoregressive, Exact, Sampler, Speculative
 
 from .loggers import log_html, log_image, log_table
-from .ranges import at_least_one
+from .ranges import at_least_one, only_samplers
 from .seams import eager_seams
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Comparison:
         self.compile = compile
         self.lossless_prompts = accuracy_prompts if lossless_prompts is None else lossless_prompts
         self.samplers = comparison_samplers(num_steps, ar_depths)
+        only_samplers(samplers or {})
         if samplers is not None:
             plain = {name: each for name, each in self.samplers.items() if isinstance(each, Autoregressive)}
             if taken := sorted(plain.keys() & samplers.keys()):

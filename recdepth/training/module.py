@@ -110,12 +110,8 @@ class TrainingModule(LightningModule):
             )
         self.log("val/loss", out.loss, batch_size=int((batch["labels"][:, 1:] != -100).sum()), sync_dist=True)
 
-    def make_optimizer(self) -> Optimizer:
-        """An optimizer of the model's trainable parameters, as configured."""
-        return self._make_optimizer(parameter_groups(self.model))
-
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        optimizer = self.make_optimizer()
+        optimizer = self._make_optimizer(parameter_groups(self.model))
         self._own_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         factor = LambdaLR(optimizer, lambda _: self._schedule(self._progress(self.global_step + 0.5)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}

@@ -44,6 +44,10 @@ WRONG = [
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
     ("evaluation.items=0", "callbacks.sampler_evaluation.items=0 must be at least 1"),
     ("data.task=chess", "data.task=chess should be an object: a node with _target_"),
+    (
+        "+callbacks.sampler_evaluation.samplers.new={headway: 2}",
+        "callbacks.sampler_evaluation.samplers.new=… is no sampler: choose one for it in the defaults list",
+    ),
     ("callbacks.depth_loss.depths=[0]", "callbacks.depth_loss.depths=0 must be at least 1"),
 ]
 

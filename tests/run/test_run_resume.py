@@ -78,7 +78,8 @@ def test_the_end_of_training_is_in_the_last_checkpoint(tiny, tmp_path) -> None:
 
 
 def test_a_resumed_run_has_the_optimizers_settings_of_its_own(tiny, tmp_path) -> None:
-    steps = [*STEPS, "optimizer=adamw", "scheduler.warmup=0.0", "scheduler.decay=0.0"]
+    steps = [*STEPS, "scheduler.warmup=0.0", "scheduler.decay=0.0"]
+    steps += ["optimizer=adamw"]
     run.train(tiny(*steps, "optimizer.lr=0.01", "trainer.max_steps=2", folder="first"))
     other = ["optimizer.lr=0.003", "optimizer.weight_decay=0.5", "trainer.max_steps=4"]
     run.train(tiny(*steps, *other, f"resume={tmp_path / 'first'}", folder="second"))
@@ -87,12 +88,13 @@ def test_a_resumed_run_has_the_optimizers_settings_of_its_own(tiny, tmp_path) ->
     (state,) = torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
     assert {(g["lr"], g["initial_lr"]) for g in state["param_groups"]} == {(0.003, 0.003)}
     assert {g["weight_decay"] for g in state["param_groups"]} == {0.5, 0.0}
-    wrong = ["optimizer=muon", "model.core_layers=2", "trainer.max_steps=9"]
-    with pytest.raises(ConfigError) as caught:
-        run.train(tiny(*steps, *wrong, f"resume={tmp_path / 'first'}", folder="third"))
-    shapes, optimizer = caught.value.problems
-    assert "is of another model: core.1" in shapes and "(missing)" not in shapes
-    assert optimizer.endswith("was trained by another optimizer; take its optimizer=…")
+    for wrong, message in (
+        ("optimizer=muon", "was trained by another optimizer; take its optimizer=…"),
+        ("model.core_layers=2", r"is of another model: core\.1.* is missing there and \(.*\) here; take its model=…"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run.train(tiny(*steps, wrong, "trainer.max_steps=9", f"resume={tmp_path / 'first'}", folder="third"))
+        assert not (tmp_path / "third").exists()
 
 
 def test_a_resumed_run_does_not_need_what_it_started_from(tiny, tmp_path) -> None:

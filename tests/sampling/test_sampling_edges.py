@@ -206,9 +206,10 @@ def test_integers_of_other_libraries_are_integers(model):
         ({"prompts": "12"}, "not text"),
         ({"prompts": ["12"]}, "prompt 0='12' must be a list of token ids"),
         ({"prompts": [1, 2]}, "prompt 0=1 must be a list of token ids"),
-        ({"prompts": [[1, 1.5]]}, "prompt 0 has 1.5, which is no token id"),
+        ({"prompts": [[1, 1.5]]}, "prompt 0: a token id is 1.5 and must be an integer"),
+        ({"seed": 1.5}, "seed is 1.5 and must be an integer"),
         ({"stop_tokens": 3}, "stop_tokens=3 must be a list of token ids"),
-        ({"stop_tokens": [None]}, "stop_tokens has None, which is no token id"),
+        ({"stop_tokens": [None]}, "stop_tokens: a token id is None and must be an integer"),
     ],
 )
 def test_what_are_no_token_ids_is_named(model, call, words):

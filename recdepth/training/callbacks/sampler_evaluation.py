@@ -15,7 +15,7 @@ from recdepth.sampling import Sampler
 
 from ..loggers import log_table
 from ..module import TrainingModule
-from ..ranges import at_least_one
+from ..ranges import at_least_one, only_samplers
 from ..seams import eager_seams
 from .interrupt import stop_if_asked
 
@@ -47,6 +47,7 @@ class SamplerEvaluation(Callback):
         samples_kept: int = 2,
     ):
         at_least_one(items=items, batch_size=batch_size)
+        only_samplers(samplers)
         if samples_kept < 0:
             raise ValueError(f"samples_kept={samples_kept} must be at least 0")
         self.samplers = samplers
