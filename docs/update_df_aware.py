@@ -43,7 +43,7 @@ sampler will ([docs/objectives.md](../objectives.md)), compared by the same samp
 (`conf/experiment/df_aware/samplers.yaml`). All trainings of a section have equally many steps; a step of the others
 takes longer, so there is also plain training of *equal time*: as long as the slowest of the others took. *Pointer
 chase* has fine-tunes of the shipped model only; *pointer chase wide* is the same task for a model twice as wide, which
-learns it from scratch in 2000 steps, half an hour on a CPU core.
+learns it from scratch in 2400 steps, three quarters of an hour on a CPU core.
 
 Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Speed-ups are over decodings of the *same*
 model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not
@@ -60,8 +60,10 @@ so the drafts come right one after the other, and a larger headway buys flips in
 determined by what stands before it, a model can be taught to look past the guesses. That is what `aware` trains:
 windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
 token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, for two
-recurrences more than the text gets, and shallow read-outs are pulled a little to deep ones. The tables below show it in
-the drafts that are right after so many recurrences, and in the flips.
+recurrences more than the text gets, and shallow read-outs are pulled a little to deep ones. `aware_answers_late` is the
+same after half a training without: windows are learnt in some hundred steps once the task is nearly learnt, and until
+then a step costs what a plain one does. The tables below show it in the drafts that are right after so many
+recurrences, and in the flips.
 
 Sections of *compiled samplers* time them as compiled graphs (`comparison.compile=true`), the others eagerly. Where the
 samplers are compiled, time goes by work (token passes) on this CPU; a machine on which width is free would gain what
