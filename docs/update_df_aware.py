@@ -317,6 +317,10 @@ def section(setting: Setting, by_training: ByTraining) -> str:
     known = sorted(path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml") if path.stem != "weighted")
     if absent := [name for name in known if len(by_training.get(name, [])) < seeds]:
         facts += f" Not measured here, or on fewer seeds: {', '.join(absent)}."
+    if PLAIN + EQUAL_TIME not in by_training:
+        facts += (
+            " Plain training of equal time has not been measured here: it takes more steps, and may be more accurate."
+        )
     if len(code := sorted({run.commit[:7] for runs in by_training.values() for run in runs if run.commit})) > 1:
         facts += (
             f" The runs are of several commits ({', '.join(code)}, some with changes on top): a speed-up is a ratio"

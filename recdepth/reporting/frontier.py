@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FuncFormatter
 
 from .study import PLAIN, Cell, StudyRun, cell, grouped, read_run
@@ -98,8 +99,9 @@ def _near(cells: Mapping[str, Cell]) -> dict[str, Cell]:
 
 
 def _colours(trainings: Sequence[str]) -> dict[str, str]:
-    """Greys for plain training, a colour for each other one."""
-    plain, other = iter((GREY, INK)), iter(PALETTE * 2)
+    """Greys for plain training, a colour for each other one; beyond the palette darker ones."""
+    dark = [to_hex([0.5 * part for part in to_rgb(colour)]) for colour in PALETTE]
+    plain, other = iter((GREY, INK)), iter([*PALETTE, *dark])
     return {name: next(plain) if name.startswith(PLAIN) else next(other) for name in trainings}
 
 
