@@ -100,7 +100,7 @@ def _near(cells: Mapping[str, Cell]) -> dict[str, Cell]:
 
 def _colours(trainings: Sequence[str]) -> dict[str, str]:
     """Greys for plain training, a colour for each other one; beyond the palette darker ones."""
-    dark = [to_hex([0.5 * part for part in to_rgb(colour)]) for colour in PALETTE]
+    dark = [to_hex((0.5 * r, 0.5 * g, 0.5 * b)) for r, g, b in map(to_rgb, PALETTE)]
     plain, other = iter((GREY, INK)), iter([*PALETTE, *dark])
     return {name: next(plain) if name.startswith(PLAIN) else next(other) for name in trainings}
 
