@@ -34,6 +34,9 @@ class SweepRecords(Callback):
     def __init__(self) -> None:
         self._began = 0.0
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _closed.clear()  # a single run's exit code is its own, whatever ran in this process before
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _closed.clear()
         _open[:] = [begin_plan(config)]
