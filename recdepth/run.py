@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,8 @@ from . import checks, lifecycle
 from .checks_support import unsupported_samplers
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
+from .likeness import other_model, other_optimizer
+from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
 from .nodes import callback_nodes
 from .reporting import (
     WandbRun,
@@ -140,7 +141,7 @@ def _check_resume(cfg: DictConfig) -> None:
     path = checks.checkpoint_path(cfg.resume)
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        step, other = int(checkpoint["global_step"]), _other_optimizer(cfg, checkpoint)
+        step, other = int(checkpoint["global_step"]), other_optimizer(cfg, checkpoint)
     except _UNREADABLE as error:
         raise ConfigError([f"resume={cfg.resume}: {path} is not a checkpoint of a run; give another"]) from error
     if 0 < cfg.trainer.max_steps <= step and not (cfg.compare and step == cfg.trainer.max_steps):
@@ -148,30 +149,6 @@ def _check_resume(cfg: DictConfig) -> None:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}{again}"])
     if other:
         raise ConfigError(other)
-
-
-def _other_optimizer(cfg: DictConfig, checkpoint: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a checkpoint of another kind of optimizer."""
-    theirs = checkpoint["optimizer_states"][0]["param_groups"]
-    stand_ins = [{"params": [torch.nn.Parameter(torch.zeros(2, 2))], "role": group.get("role")} for group in theirs]
-    ours = checks.build(cfg, "optimizer")(stand_ins).param_groups
-    settings = [[group.keys() - {"params", "initial_lr"} for group in groups] for groups in (ours, theirs)]
-    if settings[0] == settings[1]:
-        return []
-    return [f"resume={cfg.resume} was trained by another optimizer; take its optimizer=…"]
-
-
-def _other_model(cfg: DictConfig, shape: RecurrentDepthConfig) -> list[str]:
-    """What is wrong with a checkpoint of a model of another shape."""
-    checkpoint = torch.load(checks.checkpoint_path(cfg.resume), map_location="cpu", mmap=True, weights_only=True)
-    theirs = {name.removeprefix("model."): tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
-    with torch.device("meta"):
-        ours = {name: tuple(x.shape) for name, x in RecurrentDepthForCausalLM(shape).state_dict().items()}
-    other = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
-    if not other:
-        return []
-    sizes = f"{theirs.get(other[0], 'missing')} there and {ours.get(other[0], 'missing')} here"
-    return [f"resume={cfg.resume} is of another model: {other[0]} is {sizes}; take its model=…"]
 
 
 def _go_on(cfg: DictConfig) -> None:
@@ -196,7 +173,7 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     pretrained = load_config(start_path(cfg.init_from)) if isinstance(shape, Pretrained) else None
     if pretrained is not None and (problems := list(unsupported_samplers(cfg, pretrained))):
         raise ConfigError(problems)
-    if cfg.resume is not None and pretrained is None and cfg.lora is None and (other := _other_model(cfg, shape)):
+    if cfg.resume is not None and pretrained is None and cfg.lora is None and (other := other_model(cfg, shape)):
         raise ConfigError(other)
     init_from = cfg.init_from if checks.starts_from(cfg) else None
     if init_from != cfg.init_from:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .cache import Buffers, Cache, Depth, KVCache, Packing, Span
 from .direct import DirectGraph
 from .kernels import can_use_kernels
+from .makeup import Makeup
 from .products import PackedWeights, may_pack, packed_weights
 from .refinement import Pick
 
@@ -130,35 +131,6 @@ def sampling_seams(model: RecurrentDepthForCausalLM) -> CompiledSeams:
     return seams
 
 
-class _Makeup:
-    """What graphs of a model take for granted beside shapes: autocast, its modules, and settings of those that are not
-    ours. Adapters, say, may be added, switched off or merged between two calls.
-    """
-
-    def __init__(self, model: nn.Module):
-        self._modules = [ref(module) for module in model.modules()]
-        self._settings = self._settings_of(model)
-
-    def holds(self, model: nn.Module) -> bool:
-        """Whether all is as it was."""
-        modules = list(model.modules())
-        same = len(modules) == len(self._modules) and all(a() is b for a, b in zip(self._modules, modules, strict=True))
-        return same and self._settings == self._settings_of(model)
-
-    @staticmethod
-    def _settings_of(model: nn.Module) -> list[Any]:
-        kinds = {x.device.type for x in model.parameters()}
-        autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in sorted(kinds)]
-        foreign = [m for m in model.modules() if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
-        return autocast + [
-            repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign
-        ]
-
-
-_OF_ANY = vars(nn.Module()).keys() - {"training"}
-_PLAIN = bool, int, float, str, tuple, list, dict, set, type(None)
-
-
 class CompiledSeams:
     """``embed``, ``recur`` and ``decode`` of a model on static shapes, one graph per width and number of keys.
 
@@ -173,7 +145,7 @@ class CompiledSeams:
 
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
-        self.made_for = _Makeup(model)
+        self.made_for = Makeup(model)
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._packed = packed_weights(model) if may_pack(model) else None
