@@ -73,7 +73,8 @@ def launched(
         finally:
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = None
-            root.handlers[:], root.level = handlers, level
+            root.handlers[:] = handlers
+            root.setLevel(level)  # not root.level = …: loggers remember what they asked before
         code = left.value.code
         return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, *capfd.readouterr())
 
