@@ -10,8 +10,10 @@
 For every task and seed, with as many steps as ``experiment=df_aware/…`` says: plain from scratch; every objective as a
 fine-tune of that model (or of ``--base TASK SEED FOLDER``); last ``--recipe`` from scratch. A step of the others takes
 longer than one of plain, so plain training has a second run in each place, of *equal time*: as long as the slowest of
-the others took there. A finished run has a comparison.json and is skipped; one that was cut off is resumed. What the
-page needs of a run goes to ``docs/results/data/df_aware/RUN``; then: python docs/update_df_aware.py
+the others took there. A recipe that begins like plain training goes on from plain's last checkpoint before it differs,
+and plain's time until there counts as its own: it is the run that it would have been. A finished run has a
+comparison.json and is skipped; one that was cut off is resumed. What the page needs of a run goes to
+``docs/results/data/df_aware/RUN``; then: python docs/update_df_aware.py
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from recdepth import checks  # noqa: E402
+from recdepth.objectives import Weighted  # noqa: E402
 from recdepth.reporting.study import choices_of, read_run  # noqa: E402
 
 PLAIN = "next_token"
@@ -47,11 +53,13 @@ class Run:
         name: of its folder.
         overrides: of train.py.
         as_long_as: runs of whose training times the longest is this one's, instead of a number of steps.
+        trunk: a run of plain training with the same settings, whose checkpoints serve this one until its terms start.
     """
 
     name: str
     overrides: tuple[str, ...]
     as_long_as: tuple[str, ...] = ()
+    trunk: str = ""
 
     def folder(self, outputs: Path) -> Path:
         return outputs / self.name
@@ -73,7 +81,31 @@ class Run:
             words += ["trainer.max_steps=-1", limit, "trainer.val_check_interval=100000"]
         if (folder / "checkpoints" / "last.ckpt").exists():  # with all its steps: the samplers are compared
             words.append(f"resume={folder}")
+        elif self.trunk:
+            words += self._branch(outputs)
         return words
+
+    def _branch(self, outputs: Path) -> list[str]:
+        """What lets a new run go on from its trunk, whose records until there become its own; nothing without one."""
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", overrides=[*self.overrides, "paths.run_dir=none"])
+        trunk, objective = outputs / self.trunk, checks.build(cfg, "objective")
+        saved = {int(p.stem.removeprefix("step_")): p for p in (trunk / "checkpoints").glob("step_*.ckpt")}
+        step = max((s for s in saved if _plain_until(s / cfg.trainer.max_steps, objective)), default=None)
+        if step is None:
+            return []
+        lines = (trunk / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        self.folder(outputs).mkdir(parents=True, exist_ok=True)
+        shared = "".join(line for line in lines if json.loads(line)["step"] < step)
+        (self.folder(outputs) / "metrics.jsonl").write_text(shared, encoding="utf-8")
+        apart = ["logger.continue_run=false"] if "continue_run" in (cfg.logger or {}) else []
+        return [f"resume={saved[step]}", *apart]
+
+
+def _plain_until(done: float, objective: Any) -> bool:
+    """Whether training by ``objective`` is plain training until ``done`` (0 … 1) of it is over."""
+    late = isinstance(objective, Weighted) and objective.weights[PLAIN] == 1.0
+    return late and done <= min((objective.starts.get(name, 0.0) for name in objective.active_at(1.0)), default=1.0)
 
 
 def duration(seconds: float) -> str:
@@ -97,6 +129,8 @@ def study(args: argparse.Namespace) -> Iterator[Run]:
                 yield equal_time(args, task, "finetune", seed, made, f"init_from={start}")
     for task, seed in places if "scratch" in args.starts else ():
         recipe = one(args, task, "scratch", args.recipe, seed)
+        if (task, seed) not in bases:
+            recipe = replace(recipe, trunk=one(args, task, "scratch", PLAIN, seed).name)
         yield from [recipe] if "steps" in args.budgets else []
         if "time" in args.budgets:
             yield equal_time(args, task, "scratch", seed, [recipe])

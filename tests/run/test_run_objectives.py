@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import df_aware as driver
 from recdepth import checks, run
 from recdepth.settings import ConfigError
 
@@ -68,6 +69,39 @@ def test_a_resumed_run_of_terms_goes_on_as_if_never_stopped(tiny, tmp_path) -> N
     whole, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "second"))
     for name, value in whole.items():
         torch.testing.assert_close(second[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_the_study_trains_what_a_recipe_shares_with_plain_training_once(tiny, tmp_path) -> None:
+    late = ["objective=aware_answers_late", "objective.starts.drafts=0.6"]  # the other term begins at 0.8
+    shared = [
+        "model=tiny",
+        "model.hidden_size=32",
+        "model.mean_recurrence=2",
+        "debug=fdr",
+        *QUICK,
+        "report=false",
+        "trainer.max_steps=5",
+        "trainer.log_every_n_steps=1",
+    ]
+    shared += ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.save_top_k=-1"]
+    run.train(tiny(*shared, folder="plain"))
+    run.train(tiny(*shared, *late, folder="whole"))
+    branch = driver.Run("branch", (*shared, *late), trunk="plain")
+    resume = branch.command(tmp_path)[-1]
+    assert resume == f"resume={tmp_path / 'plain' / 'checkpoints' / 'step_3.ckpt'}"
+    run.train(tiny(*shared, *late, resume, folder="branch"))
+    whole, branched = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "branch"))
+    for name, value in whole.items():
+        torch.testing.assert_close(branched[name], value, rtol=0, atol=0, msg=name)
+    records = [json.loads(line) for line in (tmp_path / "branch" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in records if "train/loss" in line] == [0, 1, 2, 3, 4]
+    assert ["train/drafts" in line for line in records if "train/loss" in line] == [False] * 3 + [True] * 2
+    assert branch.command(tmp_path)[-1] == f"resume={tmp_path / 'branch'}"  # its own checkpoints come first
+    for objective in ("aware_answers", "depth_consistency"):  # these differ from the first step on
+        words = driver.Run("other", (*shared, f"objective={objective}"), trunk="plain").command(tmp_path)
+        assert not any(word.startswith("resume=") for word in words)
+    words = driver.Run("logged", (*shared, *late, "logger=wandb"), trunk="plain").command(tmp_path)
+    assert words[-2:] == [resume, "logger.continue_run=false"]
 
 
 @pytest.mark.parametrize("name", STUDY)
