@@ -9,10 +9,10 @@
 
 For every task and seed, with as many steps as ``experiment=df_aware/…`` says: plain from scratch; every objective as a
 fine-tune of that model (or of ``--base TASK SEED FOLDER``); last ``--recipe`` from scratch. A step of the others takes
-longer than one of plain, so plain training has a second run in each place, of *equal time*: as long as the slowest of
-the others took there. A recipe that begins like plain training goes on from plain's last checkpoint before it differs,
-and plain's time until there counts as its own: it is the run that it would have been. A finished run has a
-comparison.json and is skipped; one that was cut off is resumed. What the page needs of a run goes to
+longer than one of plain, so plain training has a second run in each place, of *equal time*: as many steps as it makes
+while the slowest of the others is trained. A recipe that begins like plain training goes on from plain's last
+checkpoint before it differs, and plain's time until there counts as its own: it is the run that it would have been. A
+finished run has a comparison.json and is skipped; one that was cut off is resumed. What the page needs of a run goes to
 ``docs/results/data/df_aware/RUN``; then: python docs/update_df_aware.py
 """
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import shutil
 import subprocess
@@ -32,12 +31,13 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from recdepth import checks  # noqa: E402
 from recdepth.objectives import Weighted  # noqa: E402
-from recdepth.reporting.study import choices_of, read_run  # noqa: E402
+from recdepth.reporting.study import choices_of, equal_steps  # noqa: E402
 
 PLAIN = "next_token"
 OBJECTIVES = ["next_token", "staircase", "draft_exposure", "independent_depths", "depth_consistency", "state_noise"]
@@ -52,13 +52,15 @@ class Run:
     Attributes:
         name: of its folder.
         overrides: of train.py.
-        as_long_as: runs of whose training times the longest is this one's, instead of a number of steps.
+        as_long_as: runs in the longest of whose times this one is trained, instead of so many steps.
+        pace: the run that tells how many steps that makes.
         trunk: a run of plain training with the same settings, whose checkpoints serve this one until its terms start.
     """
 
     name: str
     overrides: tuple[str, ...]
     as_long_as: tuple[str, ...] = ()
+    pace: str = ""
     trunk: str = ""
 
     def folder(self, outputs: Path) -> Path:
@@ -76,19 +78,22 @@ class Run:
         folder = self.folder(outputs)
         words = [sys.executable, str(ROOT / "train.py"), *self.overrides, f"hydra.run.dir={folder}"]
         if self.as_long_as:
-            seconds = max(read_run(outputs / name).seconds for name in self.as_long_as)
-            limit = f"trainer.max_time='{duration(seconds)}'"
-            words += ["trainer.max_steps=-1", limit, "trainer.val_check_interval=100000"]
+            steps = max(equal_steps(outputs / name, outputs / self.pace) for name in self.as_long_as)
+            tags = ",".join([*self._config().tags, "equal_time"])
+            words += [f"trainer.max_steps={steps}", "trainer.max_time=null", f"tags=[{tags}]"]
         if (folder / "checkpoints" / "last.ckpt").exists():  # with all its steps: the samplers are compared
             words.append(f"resume={folder}")
         elif self.trunk:
             words += self._branch(outputs)
         return words
 
+    def _config(self) -> DictConfig:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("train", overrides=[*self.overrides, "paths.run_dir=none"])
+
     def _branch(self, outputs: Path) -> list[str]:
         """What lets a new run go on from its trunk, whose records until there become its own; nothing without one."""
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("train", overrides=[*self.overrides, "paths.run_dir=none"])
+        cfg = self._config()
         trunk, objective = outputs / self.trunk, checks.build(cfg, "objective")
         saved = {int(p.stem.removeprefix("step_")): p for p in (trunk / "checkpoints").glob("step_*.ckpt")}
         step = max((s for s in saved if _plain_until(s / cfg.trainer.max_steps, objective)), default=None)
@@ -106,12 +111,6 @@ def _plain_until(done: float, objective: Any) -> bool:
     """Whether training by ``objective`` is plain training until ``done`` (0 … 1) of it is over."""
     late = isinstance(objective, Weighted) and objective.weights[PLAIN] == 1.0
     return late and done <= min((objective.starts.get(name, 0.0) for name in objective.active_at(1.0)), default=1.0)
-
-
-def duration(seconds: float) -> str:
-    """DD:HH:MM:SS, rounded up."""
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    return f"00:{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def study(args: argparse.Namespace) -> Iterator[Run]:
@@ -146,7 +145,8 @@ def one(args: argparse.Namespace, task: str, start: str, objective: str, seed: i
 def equal_time(args: argparse.Namespace, task: str, start: str, seed: int, others: Sequence[Run], *more: str) -> Run:
     """Plain training for as long as the slowest of the others took."""
     plain = one(args, task, start, PLAIN, seed, *more)
-    return Run(f"{task}-{start}-{PLAIN}-time-{seed}{args.suffix}", plain.overrides, tuple(run.name for run in others))
+    name = f"{task}-{start}-{PLAIN}-time-{seed}{args.suffix}"
+    return Run(name, plain.overrides, tuple(run.name for run in others), pace=plain.name)
 
 
 def keep(folder: Path) -> None:

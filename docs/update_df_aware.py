@@ -41,9 +41,9 @@ Made by `python docs/update_df_aware.py` from `docs/results/data/df_aware`, whic
 the same model, data and seeds with the plain objective (`next_token`) and with those that show the model what the
 sampler will ([docs/objectives.md](../objectives.md)), compared by the same samplers
 (`conf/experiment/df_aware/samplers.yaml`). All trainings of a section have equally many steps; a step of the others
-takes longer, so there is also plain training of *equal time*: as long as the slowest of the others took. *Pointer
-chase* has fine-tunes of the shipped model only; *pointer chase wide* is the same task for a model twice as wide, which
-learns it from scratch in 2400 steps, three quarters of an hour on a CPU core.
+takes longer, so there is also plain training of *equal time*: the steps that it makes in the time of the slowest of
+the others. *Pointer chase* has fine-tunes of the shipped model only; *pointer chase wide* is the same task for a model
+twice as wide, which learns it from scratch in 3000 steps, about three quarters of an hour on a CPU core.
 
 Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Speed-ups are over decodings of the *same*
 model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class StudyRun:
 
     Attributes:
         setting: see :class:`Setting`.
-        training: the choice of ``objective``, with "equal time" where the run had a time instead of a number of steps.
+        training: the choice of ``objective``, with "equal time" where the run has as many steps as take another's time.
         seed: of the run.
         config: the run's configuration, unresolved.
         rows: its comparison, by sampler.
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> StudyRun:
     config = yaml.safe_load(_text(folder, "config.yaml"))
     choices = yaml.safe_load(_text(folder, "choices.yaml") if (folder / "choices.yaml").exists() else _choices(folder))
     comparison = json.loads(_text(folder, "comparison.json"))
-    lines = [json.loads(line) for line in _text(folder, "metrics.jsonl").splitlines()]
+    lines = _records(folder)
     training = [line for line in lines if "train/loss" in line]
     latest: dict[str, float] = {}
     for line in lines:
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> StudyRun:
     )
     return StudyRun(
         setting=setting,
-        training=choices["objective"] + (EQUAL_TIME if config["trainer"]["max_steps"] == -1 else ""),
+        training=choices["objective"] + (EQUAL_TIME if _of_equal_time(config) else ""),
         seed=config["seed"],
         config=config,
         rows={row["sampler"]: row for row in comparison},
@@ -104,6 +104,38 @@ def read_run(folder: Path) -> StudyRun:
         step_seconds=_step_seconds(training),
         commit=_commit(folder),
     )
+
+
+def equal_steps(folder: Path, plain: Path) -> int:
+    """How many steps at the pace of one run take as long as another run took.
+
+    A run that has gone on from a checkpoint of the other shares its records until there, and these steps with it. The
+    pace is that of the steps behind, which are deeper. Medians leave out what other work on the machine took in
+    between; what the run's graphs took to compile counts.
+
+    Args:
+        folder: the run whose time counts.
+        plain: the run at whose pace.
+
+    Raises:
+        ValueError: naming the file that is missing.
+    """
+    own, other = ([line for line in _records(f) if "train/loss" in line] for f in (folder, plain))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, other, strict=False)))
+    begin = own[shared - 1]["step"] + 1 if shared else 0
+    own, pace = own[shared:], _step_seconds(other[shared:])
+    behind = own[-1]["step"] - own[0]["step"]
+    seconds = own[0]["seconds"] + (behind * _step_seconds(own) if behind else 0.0)
+    return int(begin + math.ceil(seconds / pace))
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _text(folder, "metrics.jsonl").splitlines()]
+
+
+def _of_equal_time(config: Mapping[str, Any]) -> bool:
+    """Runs of old had a time instead of a number of steps."""
+    return "equal_time" in config["tags"] or config["trainer"]["max_steps"] == -1
 
 
 def _task(choices: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from recdepth import checks, run
 from recdepth.evaluation import mean_interval
 from recdepth.reporting import frontier
 from recdepth.reporting.frontier import Frontier
-from recdepth.reporting.study import Setting, cell, fastest_equal, gain, grouped, read_run
+from recdepth.reporting.study import Setting, cell, equal_steps, fastest_equal, gain, grouped, read_run
 from recdepth.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,10 +205,11 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "seconds": 61.5, "train/loss": 0.1}))
     (folder / "comparison.json").write_text(json.dumps([row("ar-32", "autoregressive", 1.0, 1.0)]))
     assert made.finished(tmp_path)
-    timed = driver.Run("plain", ("seed=0",), as_long_as=(made.name,)).command(tmp_path)
-    assert "trainer.max_steps=-1" in timed and "trainer.max_time='00:00:01:02'" in timed  # no less
-    with pytest.raises(ValueError, match="nowhere lacks config.yaml"):
-        driver.Run("plain", (), as_long_as=("nowhere",)).command(tmp_path)
+    write(tmp_path / "plain", "next_token", 0, 0.0)  # half a second a step
+    timed = driver.Run("longer", ("experiment=df_aware/word_problems",), (made.name,), "plain").command(tmp_path)
+    assert "trainer.max_steps=123" in timed and "tags=[df_aware,word_problems,scratch,equal_time]" in timed
+    with pytest.raises(ValueError, match=r"nowhere lacks metrics.jsonl"):
+        driver.Run("longer", (), ("nowhere",), "plain").command(tmp_path)
     monkeypatch.setattr(driver, "DATA", tmp_path / "kept")
     driver.keep(folder)
     assert read_run(tmp_path / "kept" / made.name).training == "aware" == read_run(folder).training
@@ -217,6 +218,27 @@ def test_the_driver_lists_resumes_and_keeps(tmp_path, monkeypatch, capsys) -> No
     (tmp_path / "kept" / made.name / "choices.yaml").write_text(yaml.safe_dump(wide))
     assert read_run(tmp_path / "kept" / made.name).setting.task == "pointer_chase_wide"
     assert "secret" not in (tmp_path / "kept" / made.name / "provenance.json").read_text()
+
+
+def test_equal_time_is_counted_in_steps_of_plain_training(tmp_path) -> None:
+    def record(name: str, begin: int, end: int, start: float, pace: float, busy: int = -1) -> list[dict]:
+        lines, clock = [], start
+        for step in range(begin, end):
+            clock += pace + 40.0 * (step == busy)  # once something else had the machine
+            lines.append({"step": step, "seconds": clock, "train/loss": 1.0})
+        folder = write(tmp_path / name, "aware", 0, 0.0)
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return lines
+
+    trunk = record("plain", 0, 200, 30.0, 0.5, busy=120)
+    record("slower", 0, 200, 50.0, 1.0, busy=70)
+    assert equal_steps(tmp_path / "slower", tmp_path / "plain") == 100 + 200 * 2  # it started for 50 seconds
+    branch = record("branch", 160, 200, 10.0, 1.0, busy=180)
+    (tmp_path / "branch" / "metrics.jsonl").write_text("\n".join(map(json.dumps, trunk[:160] + branch)))
+    assert equal_steps(tmp_path / "branch", tmp_path / "plain") == 160 + 20 + 40 * 2
+    config = yaml.safe_load((tmp_path / "branch" / "config.yaml").read_text())
+    (tmp_path / "branch" / "config.yaml").write_text(yaml.safe_dump(config | {"tags": ["equal_time"]}))
+    assert read_run(tmp_path / "branch").training == "aware, equal time"
 
 
 def test_steps_that_become_dearer_count_by_their_share(tmp_path) -> None:
