@@ -149,7 +149,7 @@ def record_passes(seams: Sequence[Any], call: Callable[[], object]) -> list[Core
             e, s, positions = step.lanes(*inputs)
             places = seam.__self__.span(positions, cache, length=length)  # type: ignore[attr-defined]
             pair = copies(e, s)
-            passes.extend(CorePass(plain, (*pair, cache, places, 0)) for _ in range(step.steps))
+            passes.extend(CorePass(plain, (*pair, cache, places, 0)) for _ in range(step.recurrences))
             return seam(step, inputs, cache, length)
 
         def draft(ids: Tensor, buffers: Buffers, cache: Any, places: Any, steps: int, **more: Any) -> Any:

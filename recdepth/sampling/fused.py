@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Most recurrences in one graph: longer ones take longer to make, and gain less.
 LONGEST = 2
+#: Lanes up to which a single row's graphs are filled up with further steps: to call one takes as long as a tenth of two
+#: such steps. The row may end before the last of them, which then is for nothing. All lanes are embedded anew.
+NARROW = 8
 
 
 class FrontTensors(NamedTuple):
@@ -34,7 +37,8 @@ class FrontTensors(NamedTuple):
 
     Attributes:
         limit: most lanes of each row.
-        counts: positions committed so far, recurrences that they had had, and flips.
+        counts: so far; positions committed, recurrences that they had had, flips, steps, lanes over all steps, and the
+            most lanes of a row.
         settings: r, the exit's threshold, and η.
     """
 
@@ -45,7 +49,7 @@ class FrontTensors(NamedTuple):
     width: Int[Tensor, " batch"]
     stale: Int[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
-    counts: Int[Tensor, " three"]
+    counts: Int[Tensor, " six"]
     prompt: Int[Tensor, " batch"]
     last: Int[Tensor, " batch"]
     stop: Int[Tensor, " stops"]
@@ -64,10 +68,11 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FusedStep:
-    """One step on tensors alone; made by :func:`fused_step`, so that equal ones are the same object.
+    """One step on tensors alone, or several; made by :func:`fused_step`, so that equal ones are the same object.
 
     Attributes:
-        steps: recurrences.
+        together: steps, one after the other.
+        steps: recurrences of each.
         headway: lanes that may open.
         width: lanes of each row, closed ones included.
         places: of several rows' open lanes, packed; 0 for one row's, as they are.
@@ -79,6 +84,7 @@ class FusedStep:
         pick: from logits to tokens.
     """
 
+    together: int
     steps: int
     headway: int
     width: int
@@ -93,10 +99,20 @@ class FusedStep:
     @property
     def name(self) -> str:
         """What profiles show."""
-        return f"step_{self.width}_{self.places or self.tail}"
+        return f"step_{self.width}_{self.places or self.tail}" + f"_{self.together}" * (self.together > 1)
+
+    @property
+    def recurrences(self) -> int:
+        """Core passes of a call."""
+        return self.together * self.steps
 
     def __call__(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> Seen | None:
-        """Refine the open lanes, let drafts flip, commit and open."""
+        """Refine the open lanes, let drafts flip, commit and open; what the last of the steps decided, if traced."""
+        for _ in range(self.together):
+            seen = self._step(model, cache, span, *inputs)
+        return seen if self.traced else None
+
+    def _step(self, model: Any, cache: Any, span: Callable[..., Span], *inputs: Tensor) -> Seen:
         count = len(FrontTensors._fields)
         front, (states, embedded, *more) = FrontTensors(*inputs[:count]), inputs[count:]
         mixed = more.pop(0) if self.mixing else None
@@ -107,7 +123,7 @@ class FusedStep:
         noise = more[0] if more else None
         said, score = self._refine(model, cache, span, front, here, Buffers(states, embedded, mixed), noise)
         flips, committed = self._advance(front, active, here, said, score)
-        return Seen(said, score, flips, committed) if self.traced else None
+        return Seen(said, score, flips, committed)
 
     def lanes(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "1 width"]]:
         """Embeddings, states and positions of one row's lanes, before the step: for its core passes alone."""
@@ -193,7 +209,11 @@ class FusedStep:
         count = torch.minimum(count, first_stop + 1)
         committed = lane < count[:, None]
 
-        front.counts.add_(torch.stack([count.sum(), (age * committed).sum(), flips.sum()]))
+        lanes, steps = front.width.sum(), (front.width > 0).any()
+        *sums, widest = front.counts.unbind()
+        more = [count.sum(), (age * committed).sum(), flips.sum(), steps, lanes]
+        sums = [before + new for before, new in zip(sums, more, strict=True)]
+        front.counts.copy_(torch.stack([*sums, torch.maximum(widest, front.width.max())]))
         front.depth[here] = torch.where(lane < first_flip[:, None], depth, 0)
         front.age[here] = age
         unchanged = torch.minimum(first_flip, front.width)
@@ -252,6 +272,11 @@ class FusedLook:
         positions, e, before = inputs
         return e, before, positions
 
+    @property
+    def recurrences(self) -> int:
+        """As a step's."""
+        return self.steps
+
 
 #: A look by its attributes.
 fused_look = functools.cache(FusedLook)
@@ -286,7 +311,7 @@ class FusedFront:
         self.seams = sampling_seams(wavefront.model)
         exit = wavefront.policy.exit
         self._score = scores_states(exit) if exit else None
-        self._counts = np.zeros(3, dtype=np.int64)
+        self._counts = np.zeros(6, dtype=np.int64)
         threshold = exit.threshold if exit else 0.0
         settings = [wavefront.policy.num_steps, threshold, wavefront.policy.momentum]
         self._settings = torch.tensor(settings, dtype=torch.float64, device=wavefront.model.device)
@@ -314,31 +339,40 @@ class FusedFront:
         self._inputs = (*tensors, self._settings, of.states, of.embedded, *([of.mixed] if policy.momentum else []))
 
     def step(self) -> Seen | None:
-        """One step of all rows; returns what a trace wants to know, if there is one."""
+        """One step of all rows, or some of a narrow one; returns what a trace wants to know, if there is one."""
         of, front, policy = self.wavefront, self.wavefront.front, self.wavefront.policy
-        widest, batch = int(front.width.max()), len(front.width)
+        widest, batch, traced = int(front.width.max()), len(front.width), of.tracer is not None
+        together = 1
         if batch == 1:
-            lanes, end, width = widest, int(front.front[0]) + widest, compiled_width(widest)
-            stale = int(front.stale[0] - front.front[0])
-            places, tail = 0, width if width <= 8 else compiled_width(max(width - stale, 1))
+            begin, together = int(front.front[0]), self._together()
+            # lanes may be committed, and others opened, before the last of the steps
+            most = widest + policy.headway * (together - 1)
+            end = min(begin + most, int(front.last[0]))
+            width = compiled_width(min(most, end - begin, max(widest, policy.max_wavefront)))
+            stale = int(front.stale[0]) - begin
+            places, tail = 0, width if width <= NARROW else compiled_width(max(width - stale, 1))
         else:  # packed, they are embedded anew together
-            lanes, width = int(front.width.sum()), compiled_width(widest)
+            width = compiled_width(widest)
             end = int(np.where(front.width > 0, front.front + front.width, 0).max())
-            places = tail = packed_places(lanes)
-        shape, traced = (width, places, tail, len(front.stop)), of.tracer is not None
-        pick, mixing = of.choose.pick, bool(policy.momentum)
-        step = fused_step(policy.inner_steps, policy.headway, *shape, mixing, traced, self._score, pick)
+            places = tail = packed_places(int(front.width.sum()))
+        shape, pick, mixing = (width, places, tail, len(front.stop)), of.choose.pick, bool(policy.momentum)
+        step = fused_step(together, policy.inner_steps, policy.headway, *shape, mixing, traced, self._score, pick)
         noise = () if of.choose.temperature == 0 else (self._noise(places or width),)
         seen: Seen | None = self.seams.step(step, (*self._inputs, *noise), of.cache, compiled_capacity(end))
         if not self._shares_memory:
             self._download(texts=traced)
         stats = of.stats
-        stats.core_passes += policy.inner_steps
-        stats.token_passes += policy.inner_steps * lanes
-        stats.readouts += lanes
-        stats.widest = max(stats.widest, widest)
-        stats.committed, of._recurrences, stats.flips = self._counts.tolist()
+        stats.committed, of._recurrences, stats.flips, steps, lanes, stats.widest = self._counts.tolist()
+        stats.core_passes = policy.inner_steps * steps
+        stats.token_passes, stats.readouts = policy.inner_steps * lanes, lanes
         return seen
+
+    def _together(self) -> int:
+        """Steps of a single row in one graph; a trace looks at each, and noise is drawn for each."""
+        of, policy = self.wavefront, self.wavefront.policy
+        widest = policy.max_wavefront if policy.prefill else max(policy.max_wavefront, int(of.front.prompt[0]))
+        alone = of.tracer is not None or of.choose.temperature > 0
+        return 1 if alone or widest > NARROW else LONGEST // policy.inner_steps
 
     def _noise(self, places: int) -> Tensor:
         """For the choice of what lanes say, [1, places, vocab], in the order in which rows are packed."""
@@ -356,8 +390,8 @@ class FusedFront:
         front, tensors = self.wavefront.front, FrontTensors(*self._inputs[: len(FrontTensors._fields)])
         rows = torch.stack([tensors.front, tensors.width, tensors.stale, tensors.finished.long()])
         both = torch.cat([tensors.counts, rows.flatten()]).cpu().numpy()
-        self._counts[:], before = both[:3], front.finished.sum()
-        front.front[:], front.width[:], front.stale[:], front.finished[:] = both[3:].reshape(4, -1)
+        self._counts[:], before = both[:6], front.finished.sum()
+        front.front[:], front.width[:], front.stale[:], front.finished[:] = both[6:].reshape(4, -1)
         if texts or front.finished.sum() > before:
             front.tokens[:], front.depth[:], front.age[:] = (
                 torch.stack([tensors.tokens, tensors.depth, tensors.age]).cpu().numpy()

@@ -190,8 +190,9 @@ def short_steps(draw):
     st.integers(1, 5),
     st.booleans(),
     st.lists(st.integers(0, 10), max_size=2),
+    st.integers(2, 4),
 )
-def test_steps_of_one_graph_are_the_fronts(case, sampler, batch_size, apart, stops):
+def test_steps_of_one_graph_are_the_fronts(case, sampler, batch_size, apart, stops, longest):
     model, prompts, call = case
     call = call | {"stop_tokens": [stop for stop in stops if stop < model.config.vocab_size]}
     eager_trace, fused_trace, ran = Trace(), Trace(), []
@@ -209,6 +210,7 @@ def test_steps_of_one_graph_are_the_fronts(case, sampler, batch_size, apart, sto
     with as_if_compiled(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused.FusedFront, "__init__", init)
         patch.setattr(fused.FusedFront, "step", count)
+        patch.setattr(fused, "LONGEST", longest)
         found = replace(sampler, compile=True)(model, prompts, **call, batch_size=batch_size)
         assert ran or not eager.stats.core_passes
         few = prompts[:batch_size]
