@@ -104,7 +104,8 @@ def build_samplers(specs: Sequence[str], num_steps: int, depths: Sequence[int] |
         samplers["adaptive"] = adaptive
     if not specs:
         lossless = {"exact": Exact(num_steps=num_steps), "speculative": Speculative(num_steps=num_steps)}
-        return samplers | {name: s for name, s in standard.items() if name not in samplers} | lossless
+        samplers |= {name: s for name, s in standard.items() if name not in samplers}
+        return samplers | {name: s for name, s in lossless.items() if name not in samplers}
     nodes: dict[str, Any] = {}
     for spec in specs:
         name, node = _sampler_node(spec, num_steps)

@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 
 from . import lifecycle
 from .checks_sample import check_sample
 from .checks_support import unsupported_samplers
 from .checks_sweep import goals, listed, on_error
+from .checks_trainer import devices_there, never_ends, no_duration, on_cpu, out_of_range
 from .data import DataModule, Split
 from .data.datamodule import size_problems
 from .models import RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -97,12 +95,6 @@ def checkpoint_path(resume: str) -> Path:
     return found
 
 
-def on_cpu(cfg: DictConfig) -> bool:
-    """Whether training runs on the CPU."""
-    wanted = cfg.trainer.get("accelerator", "auto")
-    return wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
-
-
 # ------------------------------------------------------------------------------------------------ one node by itself
 
 
@@ -122,6 +114,12 @@ def _check_constructors(cfg: DictConfig, found: Findings) -> None:
         found.add("lora", attempt(cfg, "lora") or _adapters(cfg))
     if not found.touch("optimizer", "lora"):
         found.add("optimizer", list(_rates(cfg)) or _optimizer(cfg))
+    if not found.touch("trainer"):
+        found.add("trainer", list(out_of_range(cfg)))
+    if not found.touch("trainer") and not list(devices_there(cfg)) and not list(no_duration(cfg)):
+        # Lightning's own checks, without what would last
+        alone = {"callbacks": [], "logger": False, "deterministic": False, "enable_progress_bar": False}
+        found.add("trainer", attempt(cfg, "trainer", **alone))
 
 
 def _not_chosen(cfg: DictConfig) -> Iterator[str]:
@@ -255,29 +253,10 @@ def _held_out(cfg: DictConfig, data: DataModule, found: Findings) -> Iterator[st
 # ------------------------------------------------------------------------------------------- between nodes, and machine
 
 
-def _never_ends(cfg: DictConfig) -> Iterator[str]:
-    trainer = cfg.trainer
-    if trainer.max_steps > 0 or trainer.max_time is not None:
-        return
-    limits = f"trainer.max_steps={trainer.max_steps} and trainer.max_time=null"
-    if (trainer.get("max_epochs") or -1) <= 0:
-        yield f"{limits}: training would never end; set one of them"
-    elif not isinstance(trainer.get("limit_train_batches"), int) and not trainer.get("overfit_batches"):
-        epochs = f"trainer.max_epochs={trainer.max_epochs}"
-        yield f"{limits}: training would never end; the data has no end, so {epochs} needs trainer.limit_train_batches"
-
-
-def _no_duration(cfg: DictConfig) -> Iterator[str]:
-    given: Any = cfg.trainer.max_time
-    try:
-        Timer(duration=OmegaConf.to_container(given) if OmegaConf.is_config(given) else given)  # type: ignore[arg-type]
-    except (MisconfigurationException, TypeError, ValueError):
-        yield f"trainer.max_time={given} must be DD:HH:MM:SS in quotes, such as trainer.max_time='00:01:30:00'"
-
-
-def _too_few_recurrences(cfg: DictConfig) -> Iterator[str]:
+def too_few_recurrences(cfg: DictConfig, mean: float | None = None) -> Iterator[str]:
+    """The least depth above the mean; ``mean`` is that of a model whose configuration is not in ``model``."""
     least, own = cfg.objective.get("least_recurrence"), cfg.objective.get("mean_recurrence")
-    mean = cfg.model.get("mean_recurrence") if own is None else own
+    mean = cfg.model.get("mean_recurrence") if mean is None else mean
     if isinstance(least, int) and own is None and isinstance(mean, (int, float)) and least > max(mean, 1):
         yield (
             f"objective.least_recurrence={least} exceeds the mean depth, model.mean_recurrence={mean}; lower it or"
@@ -394,24 +373,10 @@ def _base_dtype(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def _devices(cfg: DictConfig) -> Iterator[str]:
-    accelerator, precision = cfg.trainer.get("accelerator", "auto"), str(cfg.trainer.get("precision"))
-    count = torch.cuda.device_count()
-    if accelerator in ("gpu", "cuda") and not count:
-        yield f"trainer.accelerator={accelerator}: no GPU is visible; set trainer.accelerator=cpu"
-    devices = cfg.trainer.get("devices", 1)
-    if not on_cpu(cfg) and count and isinstance(devices, int) and devices > count:
-        yield f"trainer.devices={devices}, but {count} GPU(s) are visible; set trainer.devices={count}"
-    if precision.startswith("16") and on_cpu(cfg):
-        yield f"trainer.precision={precision} needs a GPU; on a CPU take bf16-mixed or 32-true"
-    if precision.startswith("bf16") and not on_cpu(cfg) and count and not torch.cuda.is_bf16_supported():
-        yield f"trainer.precision={precision}: this GPU lacks bfloat16; set trainer.precision=32-true"
-
-
 _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
-    ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs"): _never_ends,
-    ("trainer.max_time",): _no_duration,
-    ("objective", "model"): _too_few_recurrences,
+    ("trainer.max_steps", "trainer.max_time", "trainer.max_epochs"): never_ends,
+    ("trainer.max_time",): no_duration,
+    ("objective", "model"): too_few_recurrences,
     ("data.sequence_length", "model.max_position_embeddings"): _too_long,
     ("optimized_metric", "trainer.limit_val_batches"): _not_validated,
     ("optimized_metric", "callbacks", "objective"): _unknown_metric,
@@ -422,5 +387,5 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("init_from", "resume", "lora", "model._target_"): _no_start,
     ("lora", "trainer.precision"): _base_dtype,
     ("seed",): within("seed", 0, SEEDS),
-    ("trainer.accelerator", "trainer.devices", "trainer.precision"): _devices,
+    ("trainer.accelerator", "trainer.devices", "trainer.precision"): devices_there,
 }

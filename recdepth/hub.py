@@ -6,6 +6,7 @@ python -m recdepth.hub outputs/quickstart repo=owner/name dry_run=true
 
 from __future__ import annotations
 
+import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ _KINDS: dict[str, Any] = {
     "message": str,  # of the commit
     "dry_run": bool,  # only show what would be pushed
 }
-_IGNORED = ("*.tmp", ".*")
 
 
 def push(
@@ -65,11 +65,14 @@ def push(
             commit_message=message or "Upload model",
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=list(_IGNORED),
+            allow_patterns=[glob.escape(file.name) for file in pushed(model)],
         )
     except LocalTokenNotFoundError as error:
         raise ConfigError([f"repo={repo}: there is no login; run hf auth login"]) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:
+        known = isinstance(error, (HfHubHTTPError, OfflineModeIsEnabled, OSError))
+        if not known and not type(error).__module__.startswith("httpx"):  # the client that the hub's library brings
+            raise
         raise ConfigError([f"repo={repo}: {' '.join(str(error).split())}"]) from error
     return str(commit.pr_url or url)
 
@@ -93,6 +96,11 @@ def prepare(folder: Path | str, repo: str) -> Path:
     elif not (model / "README.md").is_file():
         write_model_card(model, repo=repo)
     return model
+
+
+def pushed(model: Path) -> list[Path]:
+    """The files of a model folder that go to the hub: none of its folders, none that are hidden."""
+    return sorted(p for p in model.iterdir() if p.is_file() and not p.name.startswith(".") and p.suffix != ".tmp")
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -130,7 +138,7 @@ def main(words: Sequence[str]) -> int:
         folder, settings = parse(words)
         if settings.pop("dry_run", False):
             model = prepare(folder, settings["repo"])
-            for path in sorted(p for p in model.iterdir() if p.is_file() and not any(map(p.match, _IGNORED))):
+            for path in pushed(model):
                 print(f"{path.stat().st_size:>14,} bytes  {path}")
             print(f"Nothing was pushed to {settings['repo']} (dry_run=true).")
             return 0

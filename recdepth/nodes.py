@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,7 +24,7 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
         return instantiate(node, _convert_="all", **runtime)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError):
+        if isinstance(cause, (ValueError, MisconfigurationException)):  # the latter is Lightning's
             raise ConfigError(keyed(key, str(cause))) from cause
         if isinstance(cause, ModuleNotFoundError):  # an extra that is not installed; its message names the remedy
             raise ConfigError([str(cause)]) from cause

@@ -21,7 +21,7 @@ from . import checks, lifecycle
 from .checks_support import unsupported_samplers
 from .console import append_jsonl, show, show_stats
 from .data import DataModule
-from .likeness import other_model, other_optimizer
+from .likeness import other_model, other_optimizer, other_weights
 from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
 from .nodes import callback_nodes
 from .reporting import (
@@ -49,6 +49,7 @@ from .training import (
     without_adapters,
 )
 from .training.callbacks.export import save_model_folder
+from .training.callbacks.interrupt import stop_if_asked
 from .training.loggers import log_image, log_model
 from .watching import Watch, log_samples
 
@@ -84,6 +85,8 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, make_model())
+        if cfg.resume is not None and (other := other_weights(cfg, module)):
+            raise ConfigError(other)
         trainer = _trainer(cfg, data, folder)
         _describe(cfg, facts, module, trainer)
         _fit(cfg, trainer, module, data, folder)
@@ -171,8 +174,10 @@ def _start(cfg: DictConfig, data: DataModule) -> Callable[[], RecurrentDepthForC
     ids = {name: getattr(data.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     shape = checks.build(cfg, "model", vocab_size=len(data.tokenizer), **ids)
     pretrained = load_config(start_path(cfg.init_from)) if isinstance(shape, Pretrained) else None
-    if pretrained is not None and (problems := list(unsupported_samplers(cfg, pretrained))):
-        raise ConfigError(problems)
+    if pretrained is not None:
+        shallow = checks.too_few_recurrences(cfg, pretrained.mean_recurrence)
+        if problems := [*unsupported_samplers(cfg, pretrained), *shallow]:
+            raise ConfigError(problems)
     if cfg.resume is not None and pretrained is None and cfg.lora is None and (other := other_model(cfg, shape)):
         raise ConfigError(other)
     init_from = cfg.init_from if checks.starts_from(cfg) else None
@@ -260,12 +265,14 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
     checkpoint = checks.checkpoint_path(cfg.resume) if cfg.resume else None
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        stop_if_asked(trainer)
         if not (folder / "model").is_dir():  # nothing was left to train: a resumed run whose time was over
             save_model_folder(module.model, data.tokenizer, folder / "model")
         if cfg.trainer.limit_val_batches:
             trainer.validate(module, datamodule=data, verbose=False)
-    except SystemExit as stopped:  # how Lightning leaves after Ctrl-C
-        if not trainer.interrupted:
+            stop_if_asked(trainer)
+    except (SystemExit, KeyboardInterrupt) as stopped:  # the former is how Lightning leaves after Ctrl-C
+        if isinstance(stopped, SystemExit) and not trainer.interrupted:
             raise
         log.info("Stopped at step %d; the model as it is: %s", trainer.global_step, folder / "model")
         if (folder / "checkpoints").is_dir():

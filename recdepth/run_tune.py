@@ -51,6 +51,8 @@ def tune(cfg: DictConfig) -> float | None:
     tuning: Tuning = checks.build(cfg, "tune")
     sampler: Sampler = checks.build(cfg, "sampler")
     given, model, data = _model_and_data(cfg)
+    if problems := sampler.unsupported(model.config):
+        raise ConfigError([f"sampler: {problem}" for problem in problems])
     search, fresh = _prompts(tuning, data)
     decoding = _decoding(cfg, model, data, sampler, [*search, *fresh])
     folder, facts = Path(cfg.paths.run_dir), lifecycle.provenance()
@@ -154,8 +156,9 @@ def _prompts(tuning: Tuning, data: DataModule) -> tuple[list[EvaluationItem], li
     Raises:
         ConfigError: where there are too few.
     """
-    wanted = max(tuning.check.accuracy_prompts, tuning.check.speed_prompts)
-    problems = []
+    counts = {name: getattr(tuning.check, name) for name in ("accuracy_prompts", "speed_prompts")}
+    most = max(counts, key=lambda name: counts[name])
+    wanted, problems = counts[most], []
 
     def held_out(count: int, split: Split, key: str) -> list[EvaluationItem]:
         try:
@@ -166,18 +169,18 @@ def _prompts(tuning: Tuning, data: DataModule) -> tuple[list[EvaluationItem], li
 
     search = held_out(tuning.search.rungs[-1], "validation", f"tune.search.rungs={list(tuning.search.rungs)}")
     seen = {tuple(item.prompt_ids) for item in search}
-    key, fresh, asked = f"tune.check.accuracy_prompts={wanted}", [], wanted
+    key, fresh, asked = f"tune.check.{most}={wanted}", [], wanted
     while not problems:
         items = held_out(asked, "test", key)
-        fresh = [item for item in items if tuple(item.prompt_ids) not in seen][:wanted]
-        if len(fresh) == wanted or problems:
+        fresh = [item for item in items if tuple(item.prompt_ids) not in seen]
+        if len(fresh) >= wanted or problems:
             break
         if asked > 4 * wanted:
             problems.append(f"{key}: only {len(fresh)} of the first {asked} test prompts are new to the search")
-        asked *= 2
+        asked += wanted - len(fresh)  # as many as turned out to be known
     if problems:
         raise ConfigError(problems)
-    return search, fresh
+    return search, fresh[:wanted]
 
 
 def _decoding(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .data import DataModule
+from .data.tokenizers import encode_texts
 from .models import RecurrentDepthForCausalLM, load_model, load_tokenizer
 from .settings import ConfigError
 
@@ -77,18 +78,17 @@ def source_of_model(path: str, model: RecurrentDepthForCausalLM, texts: list[str
         tokenizer = load_tokenizer(path)
     except (ValueError, OSError) as error:
         raise ConfigError([f"model_path={path}: {error}"]) from error
-    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
 
     def encode(text: str) -> list[int]:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return begin + ids
+        return encode_texts(tokenizer, [text], begin=True)[0]
 
     def decode(tokens: Sequence[int]) -> str:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     prompts = [Prompt(text, _encode(encode, text)) for text in texts]
-    stops = [i for i in (tokenizer.eos_token_id,) if i is not None]
-    return Source(path, None, model, prompts, stops, 64, decode)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return Source(path, None, model, prompts, sorted(stops), 64, decode)
 
 
 def load(path: str | Path, key: str, device: str, dtype: str | None) -> RecurrentDepthForCausalLM:

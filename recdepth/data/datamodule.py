@@ -132,8 +132,8 @@ class DataModule(lightning.LightningDataModule, ABC):
         ids = encode_texts(self.tokenizer, [prompt], begin=True)[0]
         if not prompt or not ids:
             raise ValueError("prompt='' is empty; give at least one word")
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in ids:
+        unknown = self.tokenizer.unk_token_id  # may be the start token, too
+        if unknown is not None and unknown in encode_texts(self.tokenizer, [prompt], begin=False)[0]:
             words = prompt.split()
             encoded = encode_texts(self.tokenizer, words, begin=False)
             names = [word for word, word_ids in zip(words, encoded, strict=True) if unknown in word_ids]
@@ -246,7 +246,8 @@ class TaskData(DataModule):
     def encode_prompt(self, prompt: str) -> list[int]:
         """See `DataModule.encode_prompt`; the task's `prompt_suffix`, if any, is added if missing."""
         suffix = self._encoder.prompt_suffix
-        return super().encode_prompt(prompt if prompt.endswith(suffix) else prompt + suffix)
+        complete = not prompt or prompt.endswith(suffix)
+        return super().encode_prompt(prompt if complete else prompt + suffix)
 
     def state_dict(self) -> dict[str, Any]:
         """`position`, and `level` where the task has levels."""

@@ -92,17 +92,24 @@ class TextSource:
 
     def texts(self, split: Split) -> Iterator[str]:
         """Documents of one split."""
-        return (text for example in self.open() if (text := self.text(example)) and split_of(text) == split)
+        return (text for example in self.open() if (text := self.text(example)) and split_of_text(text) == split)
 
     def text(self, example: dict[str, Any]) -> str:
-        """The text of an example, empty if there is only white space. ValueError if it has none."""
+        """The text of an example, empty if it is null or only white space. ValueError if there is no such field."""
         text = example.get(self.field)
+        if text is None and self.field in example:
+            return ""
         if not isinstance(text, str):
             raise ValueError(
                 f"data.source.field={self.field!r}: {self.path} has no such text, its fields are "
                 f"{', '.join(example)}; set data.source.field"
             )
         return text if text.strip() else ""
+
+
+def split_of_text(text: str) -> Split:
+    """The split of a document: the same for texts that differ in white space alone."""
+    return split_of(" ".join(text.split()))
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:

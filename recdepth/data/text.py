@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from recdepth.data.datamodule import DataModule
 from recdepth.data.encoding import IGNORED
-from recdepth.data.items import EvaluationItem, Split, split_of
-from recdepth.data.packing import Rows, TextSource, encode_documents, pack
+from recdepth.data.items import EvaluationItem, Split
+from recdepth.data.packing import Rows, TextSource, encode_documents, pack, split_of_text
 from recdepth.data.stream import Batch, BatchSource
 from recdepth.data.tokenizers import byte_tokenizer, encode_texts
 
@@ -203,7 +203,7 @@ class _StreamedSource:
             found = False
             for example in dataset:
                 text = self.source.text(example)
-                if text and split_of(text) == "train":
+                if text and split_of_text(text) == "train":
                     found = True
                     ids = encode_texts(self.tokenizer, [text], begin=True)[0]
                     yield [*ids, self.tokenizer.eos_token_id], dataset.state_dict()

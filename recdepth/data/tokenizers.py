@@ -84,6 +84,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], begin: bo
     """Token ids of texts without special tokens, but for the tokenizer's own start token where `begin`."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
+        backend.no_padding()  # either may be left over from a call, or saved with the tokenizer
+        backend.no_truncation()
         encoded = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     else:
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -136,6 +136,7 @@ class Tuner:
         known, new = candidates(sampler, tuning.space[sampler.name], tuning.search.settings, seed)
         self.tried = [Tried(name, one, known=True) for name, one in known.items()]
         self.tried += [Tried(f"s{number:02d}", one) for number, one in enumerate(new, start=1)]
+        self.tried = [one for one in self.tried if not one.sampler.unsupported(search.decoding.model.config)]
         self.paper = paper_default(sampler)
         self.finalists: list[Tried] = []
         self.checked: list[Checked] = []

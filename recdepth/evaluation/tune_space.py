@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from recdepth.sampling import Autoregressive, Exact, Sampler, Speculative
+from recdepth.sampling import Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
 
 from .compare import comparison_samplers
 
@@ -121,9 +121,10 @@ def candidates(sampler: Sampler, space: Space, count: int, seed: int) -> tuple[d
 def known_samplers(sampler: Sampler) -> dict[str, Sampler]:
     """The standard comparison's samplers of the same class, and the given one: always worth a try."""
     standard = comparison_samplers(sampler.num_steps)
-    known = {
-        name: replace(s, init_scale=sampler.init_scale) for name, s in standard.items() if type(s) is type(sampler)
-    }
+    same: dict[str, Any] = {"init_scale": sampler.init_scale}
+    if hasattr(sampler, "allow_unsupported"):
+        same["allow_unsupported"] = sampler.allow_unsupported
+    known = {name: replace(s, **same) for name, s in standard.items() if type(s) is type(sampler)}
     given = replace(sampler, compile=False)
     return known if given in known.values() else {**known, "given": given}
 
@@ -134,8 +135,10 @@ def reference_of(sampler: Sampler) -> Autoregressive:
 
 
 def paper_default(sampler: Sampler) -> Sampler:
-    """The paper's setting of diffusion forcing at the same r."""
-    return replace(comparison_samplers(sampler.num_steps)[PAPER], init_scale=sampler.init_scale)
+    """The paper's setting of diffusion forcing at the same r, to be timed on any model."""
+    standard = comparison_samplers(sampler.num_steps)[PAPER]
+    assert isinstance(standard, DiffusionForcing)
+    return replace(standard, init_scale=sampler.init_scale, allow_unsupported=True)
 
 
 def is_lossless(sampler: Sampler) -> bool:

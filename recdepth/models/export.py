@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .config import RecurrentDepthConfig
 from .families import FAMILIES, Family
 from .recurrent import RecurrentDepthForCausalLM
 from .weights import INDEX, SINGLE, sources, stacked_sizes
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def export_model(
@@ -61,21 +64,24 @@ def export_model(
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"path={path} is a file; give a folder")
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        fresh = Path(beside, folder.name)  # a folder of its own: temporary ones are for their owner alone
+        fresh.mkdir()
         _write_tensors(_tensors(model, form), fresh, max_shard_size)
         config = copy.deepcopy(model.config)
         config.dtype = model.dtype
         _write_json(fresh / "config.json", form.export_config(config))
+        if model.generation_config is not None:
+            generation = copy.deepcopy(model.generation_config)
+            generation._from_model_config = False  # or what was set since would be ignored
+            text = generation.to_json_string()  # saving would refuse what loading takes
+            (fresh / "generation_config.json").write_text(text, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    _replace(folder, fresh)
-    return folder
+        _replace(folder, fresh)
+    return Path(path)
 
 
 def _conflicts(config: RecurrentDepthConfig, family: Family) -> Iterator[str]:
@@ -120,9 +126,9 @@ def _replace(folder: Path, fresh: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    for old in (*folder.glob("model*.safetensors"), folder / INDEX, folder / SINGLE):
+    ours = [path for path in folder.iterdir() if path.name in (INDEX, SINGLE) or _SHARD.fullmatch(path.name)]
+    for old in ours:
         if not (fresh / old.name).exists():
-            old.unlink(missing_ok=True)
+            old.unlink()
     for file in fresh.iterdir():
         file.replace(folder / file.name)
-    fresh.rmdir()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
 
 from .hf_cache import RecurrentCache
 from .products import Linear
@@ -163,6 +164,12 @@ class RecurrentGenerationMixin(GenerationMixin):
         seed = seed_of(own["seed"], bool(generation_config.do_sample))
         model_kwargs.update(num_steps=num_steps, seed=seed, kv=own["kv"])
         given = model_kwargs.get("past_key_values")
+        shared = "shared" in (own["kv"], getattr(given, "kv", None))
+        if shared and generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(
+                "kv=shared: several places in one pass do not see each other's last recurrence, so assisted generation"
+                " and prompt lookup would give other text; take kv=per_depth, or a sampler: recdepth.sampling"
+            )
         if given is None and generation_config.use_cache is not False:
             kv: Any = own["kv"] or "per_depth"
             model_kwargs["past_key_values"] = RecurrentCache(num_steps, kv, capacity=max_cache_length)

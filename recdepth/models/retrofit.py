@@ -96,7 +96,7 @@ def retrofit_config(
         )
     return RecurrentDepthConfig(
         **{ours: raw[theirs] for ours, theirs in _KEYS.items()},
-        **llama_rope(raw),
+        **llama_rope(raw if "rope_parameters" in raw else {"rope_theta": 10_000.0, **raw}),  # transformers' default
         **{**token_ids(raw), **ids},
         vocab_size=raw["vocab_size"],
         num_key_value_heads=raw.get("num_key_value_heads"),
@@ -105,7 +105,9 @@ def retrofit_config(
         prelude_layers=len(layers["prelude"]),
         core_layers=len(layers["core"]),
         coda_layers=len(layers["coda"]),
-        max_position_embeddings=max_position_embeddings or raw["max_position_embeddings"],
+        max_position_embeddings=raw["max_position_embeddings"]
+        if max_position_embeddings is None
+        else max_position_embeddings,
         norm_placement="pre",
         state_norm="none",
         qk_bias=False,
@@ -174,6 +176,9 @@ def _raw_config(base: str) -> dict[str, Any]:
 
 def _layers(total: int, prelude: Layers, core: Layers, coda: Layers) -> dict[str, list[int]]:
     """The base's layers that each part gets."""
+    for name, count in {"prelude": prelude, "coda": coda}.items():
+        if isinstance(count, int) and count < 0:
+            raise ValueError(f"{name}_layers={count} must be at least 0")
     first = list(range(prelude)) if isinstance(prelude, int) else list(prelude or [])
     last = list(range(total - coda, total)) if isinstance(coda, int) else list(coda or [])
     between = list(range(max(first, default=-1) + 1, min(last, default=total)))

@@ -88,9 +88,9 @@ class Weights:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weight files: those of the index, or model.safetensors."""
+    """The weight files: model.safetensors, or those of the index, which may be left over beside it."""
     index = folder / INDEX
-    if index.exists():
+    if index.exists() and not (folder / SINGLE).exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:

@@ -175,7 +175,8 @@ def weights(config: RecurrentDepthConfig) -> int:
     dim = config.hidden_size
     vectors = (_norms(config) * dim + (2 * dim if config.qk_bias else 0)) * config.num_hidden_layers + dim
     tables = config.vocab_size * dim * (1 if config.tie_word_embeddings else 2)
-    return sum(a * b for a, b in _products(step)) + vectors + tables
+    gate = dim + 1 if getattr(config, "exit_gate", False) else 0
+    return sum(a * b for a, b in _products(step)) + vectors + tables + gate
 
 
 def _norms(config: RecurrentDepthConfig) -> int:

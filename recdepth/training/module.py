@@ -126,16 +126,26 @@ class TrainingModule(LightningModule):
             group.update(own, initial_lr=own["lr"], lr=own["lr"] * factor)
         scheduler.base_lrs = [own["lr"] for own in self._own_settings]
 
+    def kept_weights(self) -> dict[str, Tensor]:
+        """What checkpoints hold: all weights, or of a model with adapters those that are trained."""
+        weights = self.state_dict()
+        if not self._adapted:
+            return weights
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: weight for name, weight in weights.items() if name in trained}
+
+    def adapter_scales(self) -> dict[str, float]:
+        """How much each adapter counts; none without adapters."""
+        found = {name: getattr(layer, "scaling", None) for name, layer in self.named_modules()}
+        return {name: float(next(iter(scales.values()))) for name, scales in found.items() if scales}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._adapted:
-            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-            weights = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
+            kept = self.kept_weights()
+            checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in kept}
         checkpoint["training"] = {"batches_seen": self._batches_seen, "clock_start": self._clock_start}
+        checkpoint["training"]["adapter_scales"] = self.adapter_scales()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if self._adapted and trained != checkpoint["state_dict"].keys():
-            raise ValueError("resume=…: the checkpoint has other adapters than lora=… makes; take the settings it had")
         self._batches_seen = checkpoint["training"]["batches_seen"]
         self._clock_start = checkpoint["training"]["clock_start"]

@@ -145,6 +145,8 @@ class MuonAdamW(Optimizer):
         rest = [dict(g) for g in params if g.get("role") != "matrix"]
         if not matrices or not rest:
             raise ValueError("MuonAdamW needs groups of both kinds: role 'matrix' and others (see parameter_groups)")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
         self._muon = BatchedMuon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust_lr)
         self._adamw = AdamW(rest, lr=adamw_lr, betas=(betas[0], betas[1]), weight_decay=weight_decay)
         super().__init__(self._muon.param_groups + self._adamw.param_groups, defaults={"lr": lr})

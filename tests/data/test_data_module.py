@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from tokenizers import processors
 from torch import Tensor
 
 from recdepth.data import ItemTooLongError, PointerChase, ReasoningGym, TaskData, WordProblems, byte_tokenizer
@@ -220,3 +221,16 @@ def test_unknown_words_in_a_prompt_are_named() -> None:
         data.encode_prompt("Zoe has 4 dogs 7x")
     with pytest.raises(ValueError, match="empty"):
         data.encode_prompt("")
+    with pytest.raises(ValueError, match="empty"):
+        TaskData(ReasoningGym("chain_sum"), sequence_length=2048, max_new_tokens=999).encode_prompt("")
+
+
+def test_a_start_token_that_also_stands_for_the_unknown_is_no_unknown_word(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<eos>", "unk_token": "<eos>"})  # as GPT-2's, which adds it
+    start = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", start)]
+    )
+    data = TaskData(WordProblems(), tokenizer=tokenizer, sequence_length=512, max_new_tokens=256)
+    assert data.encode_prompt("4 dogs") == [start, *byte_tokenizer()("4 dogs")["input_ids"]]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from recdepth.data import SPLITS, TextData, TextSource, byte_tokenizer, split_of, word_tokenizer
-from recdepth.data.packing import encode_documents, pack
+from recdepth.data import SPLITS, TextData, TextSource, byte_tokenizer, word_tokenizer
+from recdepth.data.packing import encode_documents, pack, split_of_text
 
 DOCUMENTS = [f"Document {i}:\n" + " ".join(f"{i}w{j}" for j in range(1 + i % 40)) for i in range(300)]
 
@@ -34,7 +34,7 @@ def data(folder: Path, streaming: bool = False, **settings: int) -> TextData:
 
 
 def want(split: str) -> list[str]:
-    return [text for text in DOCUMENTS if split_of(text) == split]
+    return [text for text in DOCUMENTS if split_of_text(text) == split]
 
 
 def tokens(texts: list[str]) -> list[int]:
@@ -54,6 +54,20 @@ def test_the_text_may_be_in_another_field(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("\n\n".join(DOCUMENTS[200:]))
     source = TextSource(str(tmp_path), field="body")
     assert sorted(source.texts("train")) == sorted(want("train"))
+
+
+def test_white_space_does_not_move_a_document_to_another_split(tmp_path: Path) -> None:
+    for name, gap in (("a", "\n\n"), ("b", "\n\n\n")):
+        (tmp_path / f"{name}.txt").write_text(gap.join(DOCUMENTS))
+    source = TextSource(str(tmp_path))
+    parts = [{" ".join(text.split()) for text in source.texts(split)} for split in SPLITS]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(DOCUMENTS)
+
+
+def test_records_without_a_text_are_left_out(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in [*DOCUMENTS, None]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert list(TextSource(str(tmp_path)).texts("train")) == want("train")
 
 
 def test_documents_in_text_files(tmp_path: Path) -> None:
@@ -204,13 +218,13 @@ def test_error_texts(folder: Path, make, message: str) -> None:
 
 def test_too_little_text_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     file = tmp_path / "one.txt"
-    document = next(text for text in DOCUMENTS if split_of(text) == "train")
+    document = next(text for text in DOCUMENTS if split_of_text(text) == "train")
     file.write_text(document)
     text = TextData(TextSource(str(file), document="file"))
     next(iter(text.train_dataloader()))
     with pytest.raises(ValueError, match=r"no documents for one of training and validation; add text"):
         text.val_dataloader()
-    file.write_text(next(text for text in DOCUMENTS if split_of(text) == "test"))
+    file.write_text(next(text for text in DOCUMENTS if split_of_text(text) == "test"))
     with pytest.raises(ValueError, match=r"no documents for training; add text"):
         next(iter(TextData(TextSource(str(file), document="file", streaming=True)).train_dataloader()))
 

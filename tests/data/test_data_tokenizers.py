@@ -90,6 +90,17 @@ def test_saved_tokenizers_load_as_auto_tokenizers(name: str, tmp_path: Path) -> 
         assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
+@pytest.mark.parametrize("left_over", [{"padding": True}, {"truncation": True, "max_length": 2}])
+def test_padding_and_truncation_of_a_call_are_not_saved_into_texts(left_over: dict, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    expected = encode_texts(tokenizer, ["a", "abcd"], begin=True)
+    assert [len(ids) for ids in expected] == [1, 4]
+    tokenizer(["a", "bcd"], **left_over)
+    tokenizer.save_pretrained(tmp_path)
+    assert encode_texts(pretrained_tokenizer(str(tmp_path)), ["a", "abcd"], begin=True) == expected
+    assert encode_texts(tokenizer, ["a", "abcd"], begin=True) == expected
+
+
 def test_numbers_are_digits_and_vocabularies_are_small() -> None:
     tokens = ALL["words"].convert_ids_to_tokens(ALL["words"](SAMPLES["words"])["input_ids"])
     assert tokens[:11] == ["Now", "Zoe", "has", "4", "8", "-", "6", "=", "4", "2", ";"]

@@ -163,6 +163,37 @@ def test_what_a_format_cannot_store_is_named_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_touches_no_file_but_its_own(tmp_path, monkeypatch):
+    model = recdepth.load_model(GOLDEN / "ouro")
+    theirs = ["out.new/notes.txt", "out/model_ema.safetensors", "out/models.safetensors", "out/model-notes.safetensors"]
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    for size in (100_000, "5GB"):
+        recdepth.export_model(model, tmp_path / "out", max_shard_size=size)
+        assert all((tmp_path / name).read_text() == "theirs" for name in theirs)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.new"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    recdepth.export_model(model, ".")
+    assert torch.equal(logits(recdepth.load_model(tmp_path / "here")), logits(model))
+
+
+def test_how_to_generate_is_exported(tmp_path):
+    model = recdepth.load_model(GOLDEN / "ouro")
+    model.generation_config.num_steps, model.generation_config.eos_token_id = 3, [5, 7]
+    found = recdepth.load_model(recdepth.export_model(model, tmp_path / "out")).generation_config
+    assert (found.num_steps, found.eos_token_id) == (3, [5, 7])
+
+
+def test_an_index_that_is_left_over_is_not_read(tmp_path):
+    model = recdepth.load_model(GOLDEN / "ouro")
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    model.save_pretrained(tmp_path)  # leaves the index of the shards that it deletes
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert torch.equal(logits(recdepth.load_model(tmp_path)), logits(model))
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     model = recdepth.load_model(GOLDEN / "ouro")
     recdepth.export_model(model, tmp_path / "out", family="ouro")

@@ -125,6 +125,8 @@ def test_beams_and_prompt_lookup_use_the_cache(model):
     assert torch.equal(beams, model.generate(ids, num_beams=3, use_cache=False, **call))
     lookup = model.generate(torch.cat([ids, ids], 1), prompt_lookup_num_tokens=3, **call)
     assert torch.equal(lookup, model.generate(torch.cat([ids, ids], 1), **call))
+    with pytest.raises(ValueError, match=r"kv=shared: .*prompt lookup would give other text; take kv=per_depth"):
+        model.generate(ids, prompt_lookup_num_tokens=3, kv="shared", **call)
 
 
 def test_a_text_goes_on_from_its_cache(model):

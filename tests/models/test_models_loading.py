@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import recdepth
+from recdepth.models import load_config
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "huginn"
 
@@ -45,6 +46,14 @@ def test_an_unknown_family(folder):
     _edit(folder, model_type="mystery")
     with pytest.raises(ValueError, match=r"model_type='mystery'.*known"):
         recdepth.load_model(folder)
+
+
+@pytest.mark.parametrize("family", ["huginn", "raven_llama", "ouro"])
+def test_a_configuration_alone_tells_the_family(tmp_path, family):
+    golden = GOLDEN.with_name(family)
+    (tmp_path / "config.json").write_bytes((golden / "config.json").read_bytes())
+    ours, whole = load_config(tmp_path).to_dict(), load_config(golden).to_dict()
+    assert ours == whole
 
 
 def test_no_weights(folder):

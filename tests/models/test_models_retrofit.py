@@ -87,6 +87,8 @@ def test_it_can_be_saved_exported_sampled_and_trained(tmp_path, llama):
         ({"prelude_layers": 1, "coda_layers": 1, "core_layers": 5}, "core_layers=5 must lie between 1 and the 4"),
         ({"prelude_layers": [0, 6]}, r"prelude_layers=\[0, 6\]: the base has layers 0 … 5, and no 6"),
         ({"coda_layers": 9}, "coda_layers=9: the base has layers 0 … 5, and no -3"),
+        ({"prelude_layers": -2, "coda_layers": 2}, "prelude_layers=-2 must be at least 0"),
+        ({"prelude_layers": 2, "coda_layers": -1}, "coda_layers=-1 must be at least 0"),
         ({"vocab_size": 41, "prelude_layers": 1}, "has 40 tokens, the tokenizer 41"),
     ],
 )

@@ -21,7 +21,8 @@ WRONG = [
     ),
     ("optimizer._target_=torch.optim.Adan", "optimizer._target_=torch.optim.Adan cannot be imported"),
     ("optimizer.lr=-1", "optimizer.lr=-1 must be above 0"),
-    ("optimizer.momentum=-1", "optimizer: momentum should be >= 0 but is: -1"),
+    ("optimizer.momentum=-1", "optimizer.momentum=-1 must be at least 0 and below 1"),
+    ("optimizer.momentum=1.5", "optimizer.momentum=1.5 must be at least 0 and below 1"),
     ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]"),
     ("optimizer.adjust_lr=shape", "optimizer.adjust_lr=shape should be 'original' or 'match_rms_adamw'"),
     ("scheduler.warmup=0.9", "scheduler.warmup=0.9 and decay=0.3 overlap"),
@@ -49,6 +50,14 @@ WRONG = [
         "callbacks.sampler_evaluation.samplers.new=… is no sampler: choose one for it in the defaults list",
     ),
     ("callbacks.depth_loss.depths=[0]", "callbacks.depth_loss.depths=0 must be at least 1"),
+    ("callbacks.sampler_view.depths=[]", "callbacks.sampler_view.depths=[] must name a depth"),
+    ("callbacks.checkpoint.save_top_k=3", "ModelCheckpoint(save_top_k=3, monitor=None) is not a valid configuration"),
+    ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be above 0; 1 does not accumulate"),
+    ("trainer.val_check_interval=0", "trainer.val_check_interval=0 must be above 0; trainer.limit_val_batches=0"),
+    ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be above 0; null does not clip"),
+    ("trainer.devices=0", "trainer: "),
+    ("trainer.limit_val_batches=1.5", "trainer: "),
+    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True leaves nothing to look at; take debug=fdr"),
 ]
 
 

@@ -107,11 +107,16 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(finetune, name) -> None:
     first, second = weights(whole), weights(again)
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, rtol=0, atol=0, msg=key)
-    if name == "lora":
-        with pytest.raises(ValueError, match="the checkpoint has other adapters than lora=… makes"):
-            finetune(
-                name, *settings, "lora.target_modules=[qkv]", f"resume={whole}/checkpoints/step_2.ckpt", folder="x"
-            )
+    if name == "full":
+        return
+    resume = f"resume={whole}/checkpoints/step_2.ckpt"
+    for other, message in (
+        ("lora.target_modules=[qkv]", r"is of another model: .*lora_A.* there and missing here; take its lora=…"),
+        ("lora.r=2", r"lora_A.* is \(16, 32\) there and \(2, 32\) here; take its lora=… and init_from=…"),
+        ("lora.lora_alpha=1", r"its adapters count differently, .* there and 0\.\d+ here; take its lora\.lora_alpha=…"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finetune(name, *settings, other, resume, folder=other.partition("=")[0])
 
 
 def test_what_was_fine_tuned_is_sampled_from(finetune, composed) -> None:
@@ -146,6 +151,12 @@ def test_what_cannot_work_is_said_before_any_work(composed, start, overrides, me
 
     with pytest.raises((ConfigError, ConfigCompositionException), match=message):
         checks.check_train(composed(*(word.replace("START", str(start)) for word in overrides)))
+
+
+def test_a_mean_that_is_the_models_bounds_the_least_depth(finetune, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"least_recurrence=4 exceeds the mean depth, model\.mean_recurrence=3"):
+        finetune("full", "objective.least_recurrence=4")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_the_model_is_named(finetune, start, tmp_path) -> None:

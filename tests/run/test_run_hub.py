@@ -1,6 +1,7 @@
 """The card of a model, and pushing it to the hub: real code up to the network, which is a stand-in."""
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.errors import EntryNotFoundError, LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 import recdepth
 from recdepth import hub
@@ -33,9 +35,11 @@ def uploads(monkeypatch):
     """What would have gone to the hub."""
     found = []
 
-    def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **kwargs):
-        names = {p.name: p.read_bytes() for p in Path(folder_path).iterdir() if not p.match(ignore_patterns[0])}
-        found.append({"repo": repo_id, "files": names, **kwargs})
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, **kwargs):
+        names = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
+        chosen = filter_repo_objects(names, allow_patterns=allow_patterns)  # as the hub's own does
+        files = {name: Path(folder_path, name).read_bytes() for name in chosen}
+        found.append({"repo": repo_id, "files": files, **kwargs})
         return SimpleNamespace(pr_url=None)
 
     def create_commit(self, repo_id, operations, **kwargs):
@@ -108,6 +112,27 @@ def test_the_models_own_push_takes_the_card_along(trained, uploads):
     assert uploads[-1]["files"]["README.md"] == b"# Other\n"
     recdepth.RecurrentDepthForCausalLM(model.config).push_to_hub("someone/model")
     assert b"recdepth" not in uploads[-1]["files"]["README.md"]  # transformers' own
+
+
+def test_nothing_is_pushed_that_is_not_listed(trained, uploads, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    (model / "checkpoints").mkdir()
+    for name in ("checkpoints/last.ckpt", "checkpoints/.env", ".env", "half.tmp"):
+        (model / name).write_text("not for others")
+    assert hub.main([str(model), "repo=someone/first", "dry_run=true"]) == 0
+    listed = {Path(line.split()[-1]).name for line in capsys.readouterr().out.splitlines() if " bytes " in line}
+    hub.push(model, "someone/first")
+    assert set(uploads[-1]["files"]) == listed == {p.name for p in (trained / "model").iterdir()} | {"README.md"}
+
+
+def test_a_hub_out_of_reach_is_explained(trained, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", lambda: huggingface_hub.HfApi("http://127.0.0.1:9"))
+    assert hub.main([str(trained), "repo=someone/first"]) == 2
+    assert "repo=someone/first: " in capsys.readouterr().err
 
 
 def test_the_command(trained, uploads, capsys):

@@ -184,6 +184,22 @@ def test_ctrl_c_in_the_last_validation_ends_like_any_other(tiny, tmp_path, monke
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("validates", [1, 0])
+def test_ctrl_c_while_the_end_is_saved_ends_like_any_other(tiny, monkeypatch, caplog, validates) -> None:
+    saved = run.Export.on_train_end
+
+    def ctrl_c(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        saved(self, *args)
+
+    monkeypatch.setattr(run.Export, "on_train_end", ctrl_c)
+    caplog.set_level("INFO", logger=run.log.name)
+    settings = ["callbacks=checkpoint", f"trainer.limit_val_batches={validates}", "optimized_metric=train/loss"]
+    with pytest.raises(KeyboardInterrupt):
+        run.train(tiny("logger=none", *settings, "compare=true"))
+    assert "Stopped at step 2" in caplog.text
+
+
 def test_another_seed_has_other_data(composed) -> None:
     prompts = [
         checks.build(composed("data=word_problems", f"seed={seed}"), "data").evaluation_items(3) for seed in (0, 1, 0)

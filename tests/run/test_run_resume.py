@@ -77,6 +77,16 @@ def test_the_end_of_training_is_in_the_last_checkpoint(tiny, tmp_path) -> None:
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 5
 
 
+def test_the_end_of_training_is_there_also_if_another_step_was_better(tiny, tmp_path) -> None:
+    worse = ["optimizer.lr=9", "optimizer.adamw_lr=9", "trainer.val_check_interval=2", "trainer.max_steps=5"]
+    run.train(
+        tiny(*STEPS, *worse, "+callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.every_n_train_steps=2")
+    )
+    kept = {p.name: torch.load(p, weights_only=True)["global_step"] for p in (tmp_path / "run/checkpoints").iterdir()}
+    assert kept.pop("last.ckpt") == 5
+    assert len(kept) == 1 and set(kept.values()) < {2, 4}
+
+
 def test_a_resumed_run_has_the_optimizers_settings_of_its_own(tiny, tmp_path) -> None:
     steps = [*STEPS, "scheduler.warmup=0.0", "scheduler.decay=0.0"]
     steps += ["optimizer=adamw"]

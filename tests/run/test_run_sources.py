@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from recdepth import sources
+from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM, sources
+from recdepth.data import byte_tokenizer
+from recdepth.data.tokenizers import encode_texts
 from recdepth.settings import ConfigError
 
 
@@ -32,6 +34,18 @@ def test_a_missing_run_is_named_with_the_nearest(tmp_path) -> None:
     (tmp_path / "started").mkdir()
     with pytest.raises(ConfigError, match="has no model/"):
         sources.run_folder(str(tmp_path / "started"), tmp_path)
+
+
+def test_a_bare_model_is_prompted_as_in_training_and_stops_where_it_says(tmp_path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<unk>"})  # known, and not added by itself
+    tokenizer.save_pretrained(tmp_path)
+    config = RecurrentDepthConfig(vocab_size=len(tokenizer), hidden_size=16, num_attention_heads=2)
+    model = RecurrentDepthForCausalLM(config)
+    model.generation_config.eos_token_id = [7, 9]
+    source = sources.source_of_model(str(tmp_path), model, ["ab"])
+    assert source.prompts[0].ids == tokenizer("ab")["input_ids"] == encode_texts(tokenizer, ["ab"], begin=True)[0]
+    assert source.stop_tokens == sorted([tokenizer.eos_token_id, 7, 9])
 
 
 def test_free_text_needs_no_quotes_of_hydras() -> None:

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from omegaconf import OmegaConf
 
 from recdepth import checks, checks_tune, run_tune
 from recdepth.evaluation import tune_bench
+from recdepth.evaluation.tune import FinalCheck, Search, Tuning
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
 from recdepth.sampling import Autoregressive, DiffusionForcing, presets
 from recdepth.settings import ConfigError
@@ -276,6 +279,46 @@ def test_each_mistake_has_its_key(composed, overrides, expected) -> None:
 def test_parts_of_it_without_the_whole(composed, overrides, expected) -> None:
     (found,) = problems(composed(*overrides, name="sample"))
     assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["sampler=exact"], "exact"),
+        (["sampler=adaptive", "sampler.kv=per_depth", "tune.space.adaptive={inner_steps:[1,2]}"], "adaptive"),
+        (["sampler=diffusion_forcing", "sampler.allow_unsupported=true"], "diffusion_forcing"),
+    ],
+)
+def test_models_whose_keys_cannot_be_shared(tuning, trained, tmp_path, words, found) -> None:
+    model = RecurrentDepthForCausalLM.from_pretrained(trained / "model")
+    model.config.kv_sharing_safe = False
+    shutil.copytree(trained, tmp_path / "alone")
+    model.save_pretrained(tmp_path / "alone" / "model")
+    source = f"run_dir='{tmp_path / 'alone'}'"
+    assert tuning(*words, source=source) is not None
+    assert (
+        facts(tmp_path)["winner"]
+        and f"_target_: recdepth.sampling.{found.title().replace('_', '')}"
+        in (tmp_path / "local" / "tuned.yaml").read_text()
+    )
+    with pytest.raises(ConfigError, match=r"kv_sharing_safe is missing"):
+        tuning("sampler=adaptive", "tune.name=other", source=source, folder="other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_few_known_prompts_are_replaced_not_doubled(composed, monkeypatch) -> None:
+    class Few:
+        def evaluation_items(self, count, split):
+            known = {"validation": [0, 1], "test": [1, *range(10, 19)]}[split]
+            if count > len(known):
+                raise ValueError(f"{count} {split} prompts were asked for")
+            return [SimpleNamespace(prompt_ids=[i]) for i in known[:count]]
+
+    tuning = Tuning(search=Search(rungs=[2]), check=FinalCheck(accuracy_prompts=3, speed_prompts=9))
+    search, fresh = run_tune._prompts(tuning, Few())
+    assert [item.prompt_ids for item in fresh] == [[i] for i in range(10, 19)] and len(search) == 2
+    with pytest.raises(ConfigError, match=r"tune\.check\.speed_prompts=10: 11 test prompts were asked for"):
+        run_tune._prompts(replace(tuning, check=FinalCheck(accuracy_prompts=3, speed_prompts=10)), Few())
 
 
 def test_too_few_prompts_are_told_before_any_work(tuning, tmp_path, monkeypatch) -> None:

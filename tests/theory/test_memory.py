@@ -77,7 +77,9 @@ def test_what_is_kept_is_estimated_to_3_percent(dtype, rank, again, batch, lengt
     assert estimate.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("shape", [SMALL, HUGINN, SMALL | {"tie_word_embeddings": False, "qk_bias": False}])
+@pytest.mark.parametrize(
+    "shape", [SMALL, HUGINN, SMALL | {"tie_word_embeddings": False, "qk_bias": False}, SMALL | {"exit_gate": True}]
+)
 def test_weights_are_counted_exactly(shape):
     with torch.device("meta"):
         model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**shape))

@@ -48,6 +48,11 @@ def is_raven(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "huginn_raven"
 
 
+def has_llama_blocks(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` is a retrofitted Llama's: only these say how they rotate as Llamas do."""
+    return "rope_theta" in config or "rope_parameters" in config
+
+
 def sandwiches(names: Collection[str]) -> bool:
     """Whether the tensors have the norms behind attention and MLP, which a retrofitted Llama lacks."""
     return any(name.endswith(".norm_3.weight") for name in names)
@@ -55,7 +60,7 @@ def sandwiches(names: Collection[str]) -> bool:
 
 def matches(config: dict[str, Any], names: Collection[str] | None) -> bool:
     """Whether a ``config.json`` with these tensors is of this family."""
-    return is_raven(config) and (names is None or sandwiches(names))
+    return is_raven(config) and (sandwiches(names) if names is not None else not has_llama_blocks(config))
 
 
 def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:

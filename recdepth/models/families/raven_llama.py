@@ -29,7 +29,7 @@ IGNORED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
 
 def matches(config: dict[str, Any], names: Collection[str] | None) -> bool:
     """Whether a ``config.json`` with these tensors is of this family."""
-    return huginn.is_raven(config) and (names is None or not huginn.sandwiches(names))
+    return huginn.is_raven(config) and not huginn.matches(config, names)
 
 
 def convert_config(config: dict[str, Any]) -> RecurrentDepthConfig:

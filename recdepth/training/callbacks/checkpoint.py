@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -18,4 +20,10 @@ class Checkpoint(ModelCheckpoint):
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+            if self._last_global_step_saved == trainer.global_step:
+                self._save_last_checkpoint(trainer, candidates)
+            else:  # another step is better by the metric that is monitored, and last.ckpt a link to it
+                last = Path(self.format_checkpoint_name(candidates, self.CHECKPOINT_NAME_LAST))
+                last.unlink(missing_ok=True)
+                self._save_checkpoint(trainer, str(last))
+                self.last_model_path = str(last)

@@ -21,7 +21,8 @@ class StopOnCtrlC(Callback):
         self._previous: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._asked = False
+        if stage == "fit":
+            self._asked = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
@@ -37,6 +38,9 @@ class StopOnCtrlC(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self.check()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check()  # asked for while the end of training was saved
 
     def check(self) -> None:
         """Stop here if that was asked for."""

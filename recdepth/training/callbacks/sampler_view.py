@@ -43,7 +43,9 @@ class WavefrontView(FirstBatches):
         windows: int = 2,
         batches: int = 2,
     ):
-        at_least_one(depths=min(depths, default=0), width=width, headway=headway, windows=windows, batches=batches)
+        if not depths:
+            raise ValueError("depths=[] must name a depth")
+        at_least_one(depths=min(depths), width=width, headway=headway, windows=windows, batches=batches)
         if not threshold > 0:
             raise ValueError(f"threshold={threshold} must be above 0")
         self.settings: dict[str, Any] = {"depths": tuple(depths), "threshold": threshold, "width": width}

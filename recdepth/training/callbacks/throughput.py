@@ -26,7 +26,7 @@ class Throughput(Callback):
     ) -> None:
         self._tokens += batch["input_ids"].numel() * trainer.world_size
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or (batch_idx + 1) % every:
+        if not every or (trainer.fit_loop.total_batch_idx + 1) % every:  # batch_idx is of the epoch
             return
         now = time.monotonic()
         pl_module.log("train/tokens_per_second", self._tokens / max(now - self._since, 1e-9))
