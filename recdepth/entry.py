@@ -169,8 +169,10 @@ def _resuming(config_name: str, arguments: list[str]) -> list[str]:
     wanted = [a for a in given if a.partition("=")[0] == "sweep.resume"]
     if not wanted or wanted[-1] == "sweep.resume=null":
         return arguments
-    folder = Path(str(OverridesParser.create().parse_override(wanted[-1]).value()))
-    return resumed(folder, config_name, [a for a in given if a not in wanted])
+    text = wanted[-1].partition("=")[2]  # as a shell gives it, or in Hydra's quotes
+    if text[:1] in ("'", '"'):
+        text = str(OverridesParser.create().parse_override(wanted[-1]).value())
+    return resumed(Path(text), config_name, [a for a in given if a not in wanted])
 
 
 def composition_problems(config_dir: Path, config_name: str, arguments: list[str]) -> Iterator[str]:
@@ -189,13 +191,13 @@ def composition_problems(config_dir: Path, config_name: str, arguments: list[str
                     config = compose(config_name, overrides=[*good, choice])
                     fitting = choice
                 except (CompactHydraException, OmegaConfBaseException) as error:
-                    yield _elsewhere(config_dir, config_name, choice) or _explain(choice, error, config)
+                    yield _elsewhere(config_dir, config_name, good, choice) or _explain(choice, error, config)
             if fitting is not None:
                 good.append(fitting)
 
 
-def _elsewhere(config_dir: Path, config_name: str, override: str) -> str | None:
-    """Where an override that does not fit here would: with a recipe, or in the other program."""
+def _elsewhere(config_dir: Path, config_name: str, others: list[str], override: str) -> str | None:
+    """Where an override that does not fit here, beside others, would: with a recipe, or in the other program."""
 
     def fits(primary: str, *overrides: str) -> bool:
         try:
@@ -205,7 +207,7 @@ def _elsewhere(config_dir: Path, config_name: str, override: str) -> str | None:
         return True
 
     for recipe in sorted(path.stem for path in (config_dir / "experiment").glob("*.yaml")):
-        if fits(config_name, f"experiment={recipe}", override):
+        if fits(config_name, *others, f"experiment={recipe}", override):
             return f"{override} needs experiment={recipe}; add that"
     for other in _CHECKS:
         if other != config_name and fits(other, override):

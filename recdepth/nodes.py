@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -78,3 +79,14 @@ def within(key: str, least: float, most: float = math.inf) -> Callable[[DictConf
             yield f"{key}={cfg[key]} must be at least {least}{upto}"
 
     return check
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` for Hydra's command line, with quotes of Hydra's where its grammar wants them."""
+    plain = f"{key}={value}"
+    try:
+        if OverridesParser.create().parse_override(plain).value() == value:
+            return plain
+    except HydraException:
+        pass
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

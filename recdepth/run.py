@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from .console import append_jsonl, show, show_stats
 from .data import DataModule
 from .likeness import other_model, other_optimizer, other_weights
 from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
-from .nodes import callback_nodes
+from .nodes import callback_nodes, override
 from .reporting import (
     WandbRun,
     read_metrics,
@@ -81,6 +82,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
     folder = Path(cfg.paths.run_dir)
+    _check_folder(cfg, folder)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
@@ -152,6 +154,17 @@ def _check_resume(cfg: DictConfig) -> None:
         raise ConfigError([f"resume={cfg.resume} is at step {step}; raise trainer.max_steps above {step}{again}"])
     if other:
         raise ConfigError(other)
+
+
+def _check_folder(cfg: DictConfig, folder: Path) -> None:
+    """Raise ConfigError for a folder with another run's model or checkpoints, which would be mixed with this one's."""
+    if lifecycle.rank() or lifecycle.sweep_folder() is not None:
+        return
+    resumed = checks.checkpoint_path(cfg.resume).resolve() if cfg.resume is not None else None
+    if resumed is not None and folder.resolve() in resumed.parents:
+        return
+    if (folder / "model").exists() or (folder / "checkpoints").exists():
+        raise ConfigError([f"paths.run_dir={folder} holds a run; take another folder, or go on by resume={folder}"])
 
 
 def _go_on(cfg: DictConfig) -> None:
@@ -276,7 +289,7 @@ def _fit(cfg: DictConfig, trainer: lightning.Trainer, module: TrainingModule, da
             raise
         log.info("Stopped at step %d; the model as it is: %s", trainer.global_step, folder / "model")
         if (folder / "checkpoints").is_dir():
-            log.info("To go on: the same command with resume=%s", folder)
+            log.info("To go on: the same command with %s", shlex.quote(override("resume", str(folder))))
         _say_how_to_sync(folder)
         raise KeyboardInterrupt from stopped
 

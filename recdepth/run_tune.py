@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
@@ -24,6 +22,7 @@ from .evaluation.compare import progress_bars
 from .evaluation.tune_bench import settings_of, weights_digest
 from .evaluation.tune_space import impossible_values, reference_of
 from .models import RecurrentDepthForCausalLM, load_tokenizer
+from .nodes import override
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
 from .run import data_of_run
@@ -69,6 +68,7 @@ def tune(cfg: DictConfig) -> float | None:
         ModelBench(decoding, search, "search", kept),
         ModelBench(decoding, fresh, "fresh", kept, compile=tuning.compile),
         cfg.seed,
+        model.config,
     )
     head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
     head["measurements_taken_over"] = kept.taken_over
@@ -97,7 +97,7 @@ def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
         if done:
             log.info("\n%s", "\n".join(conclusion(facts)))
         else:
-            log.info("Stopped; to go on: the same command with tune.resume=%s", folder)
+            log.info("Stopped; to go on: the same command with %s", shlex.quote(override("tune.resume", str(folder))))
 
 
 def _announcer(progress: Progress) -> Callable[[str, int], Callable[[], None]]:
@@ -230,14 +230,3 @@ def _log(tuning: Tuning, folder: Path, decoding: Decoding) -> TuneLog:
     if kept.taken_over:
         log.info("%d measurements taken over from %s", kept.taken_over, earlier)
     return kept
-
-
-def override(key: str, value: str) -> str:
-    """``key=value`` for Hydra's command line, with quotes of Hydra's where its grammar wants them."""
-    plain = f"{key}={value}"
-    try:
-        if OverridesParser.create().parse_override(plain).value() == value:
-            return plain
-    except HydraException:
-        pass
-    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from recdepth.models import RecurrentDepthConfig
 from recdepth.sampling import Sampler
 
 from .compare import EQUAL_PROMPTS, Row, verdict
@@ -129,14 +130,24 @@ class Tuner:
         search: measures on the prompts of the search.
         fresh: measures on other ones.
         seed: of the settings that are drawn.
+        config: of the model; settings that it lacks something for are left out.
     """
 
-    def __init__(self, tuning: Tuning, sampler: Sampler, search: ModelBench, fresh: ModelBench, seed: int):
+    def __init__(
+        self,
+        tuning: Tuning,
+        sampler: Sampler,
+        search: ModelBench,
+        fresh: ModelBench,
+        seed: int,
+        config: RecurrentDepthConfig | None = None,
+    ):
         self.tuning, self.search, self.fresh = tuning, search, fresh
         known, new = candidates(sampler, tuning.space[sampler.name], tuning.search.settings, seed)
         self.tried = [Tried(name, one, known=True) for name, one in known.items()]
         self.tried += [Tried(f"s{number:02d}", one) for number, one in enumerate(new, start=1)]
-        self.tried = [one for one in self.tried if not one.sampler.unsupported(search.decoding.model.config)]
+        if config is not None:
+            self.tried = [one for one in self.tried if not one.sampler.unsupported(config)]
         self.paper = paper_default(sampler)
         self.finalists: list[Tried] = []
         self.checked: list[Checked] = []

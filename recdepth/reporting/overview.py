@@ -20,7 +20,7 @@ from .sweep_page import SweepView, is_sweep_folder, view_sweep
 
 MOST_CURVES = len(PALETTE) * len(DASHES)  # lines that can be told apart
 MOST_KEYS = 12  # columns of differing settings
-_IGNORED = ("paths.", "hydra.", "resume", "tags", "task_name")
+_IGNORED = ("paths.", "hydra.", "sweep.", "report", "resume", "tags", "task_name")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+log = logging.getLogger(__name__)
 
 FILE, ALONE = "status.json", -1
 State = Literal["pending", "running", "finished", "failed", "killed", "interrupted", "unknown"]
@@ -50,8 +53,12 @@ class Status:
         """Write ``status.json``; a reader sees the old file or the new one, never half of it."""
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(folder / FILE)
+        try:
+            draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            draft.replace(folder / FILE)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     @property
     def now(self) -> Status:
@@ -94,7 +101,11 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
     running.write(folder)
 
     def end(state: State, **failure: Any) -> None:
-        replace(running, state=state, seconds=round(time.monotonic() - began, 3), **failure, **found).write(folder)
+        ended = replace(running, state=state, seconds=round(time.monotonic() - began, 3), **failure, **found)
+        try:
+            ended.write(folder)
+        except OSError as error:  # a full disk must not hide how the run ended
+            log.error("How the run ended (%s) could not be noted in %s: %s", state, folder / FILE, error)
 
     try:
         yield found

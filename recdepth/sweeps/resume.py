@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -83,8 +84,15 @@ def same_jobs(folder: Path, before: Sequence[PlannedJob], now: Sequence[PlannedJ
 
 
 def unfinished(folder: Path, jobs: Iterable[PlannedJob]) -> list[PlannedJob]:
-    """The jobs that have not finished."""
+    """The jobs that have not finished.
+
+    Raises:
+        ConfigError: where some of them still run.
+    """
     statuses = {job.job: read_status(folder / job.folder) for job in jobs}
+    if alive := [s for s in statuses.values() if s is not None and s.now.state == "running" and s.pid != os.getpid()]:
+        problems = [f"job {s.job} still runs (process {s.pid} on {s.host}); wait for it, or end it" for s in alive]
+        raise ConfigError([f"sweep.resume={folder}: {problem}" for problem in problems])
     return [job for job in jobs if (status := statuses[job.job]) is None or status.state != "finished"]
 
 

@@ -156,6 +156,17 @@ def test_the_status_says_how_a_run_ended(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["job"] == 3
 
 
+def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path: Path, monkeypatch, caplog) -> None:
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RuntimeError, match="the cause"), recorded(tmp_path):
+        monkeypatch.setattr(Path, "write_text", full)
+        raise RuntimeError("the cause")
+    assert "How the run ended (failed) could not be noted" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
 def test_several_runs_on_one_page(tmp_path: Path) -> None:
     slow = make_run(tmp_path / "a" / "slow", (3.0, 2.5), 0.001, state="finished", seconds=20)
     fast = make_run(tmp_path / "b" / "fast", (3.0, 0.25), 0.01, state="finished", seconds=20)

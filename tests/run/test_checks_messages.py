@@ -136,6 +136,8 @@ def test_good_settings_are_not_blamed(composed) -> None:
         (["tags=[a"], "not in Hydra's grammar"),
         (["~callbacks.foo"], "'callbacks.foo' does not exist"),
         (["+seed=1"], "An item is already at 'seed'"),
+        (["optimizer=adamw", "optimizer.momentum=0.9"], "optimizer.momentum=0.9: there is no such key"),
+        (["data=pointer_chase", "data.task.max_steps=8"], "data.task.max_steps=8: there is no such key"),
     ],
 )
 def test_hydras_own_errors_are_explained(arguments, expected) -> None:

@@ -1,6 +1,7 @@
 """A run that is stopped and resumed ends where an uninterrupted one does."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -68,6 +69,18 @@ def test_a_run_whose_time_is_over_is_exported_all_the_same(tiny, tmp_path) -> No
     run.train(tiny(*STEPS, *late, folder="second"))
     first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_folder_with_a_run_is_not_taken_for_another(tiny, tmp_path) -> None:
+    run.train(tiny(*STEPS, "trainer.max_steps=2"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    message = (
+        f"paths.run_dir={tmp_path / 'run'} holds a run; take another folder, or go on by resume={tmp_path / 'run'}"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run.train(tiny(*STEPS, "trainer.max_steps=2", "seed=5"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    run.train(tiny(*STEPS, "trainer.max_steps=3", f"resume={tmp_path / 'run'}"))
 
 
 def test_the_end_of_training_is_in_the_last_checkpoint(tiny, tmp_path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -213,7 +214,7 @@ def test_a_written_file_is_the_sampler(tmp_path) -> None:
 @pytest.mark.parametrize("path", ["outputs/a", "with space", "a=b,c", "it's", "a\\'b", "[x]", "${y}"])
 def test_paths_in_the_printed_command(path) -> None:
     words = shlex.split(shlex.join([run_tune.override("run_dir", path)]))
-    parsed = run_tune.OverridesParser.create().parse_override(words[0]).value()
+    parsed = OverridesParser.create().parse_override(words[0]).value()
     assert str(parsed) == path.replace("${", "\\${") or str(parsed) == path
 
 

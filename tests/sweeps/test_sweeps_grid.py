@@ -1,10 +1,17 @@
 """The default sweeper and the records, in one process."""
 
 import json
+import os
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from recdepth.entry import _resuming
+from recdepth.nodes import override
+from recdepth.reporting.status import read_status
 from recdepth.settings import ConfigError
 from recdepth.sweeps.pool import ProcessPool
 from recdepth.sweeps.resume import resumed
@@ -46,6 +53,26 @@ def test_a_resumed_job_keeps_its_number_its_folder_and_what_it_had_logged(multir
     assert [job.folder.name for job in sweep.jobs] == [job.folder.name for job in first.jobs] == list("0123")
     assert [job.status.attempt for job in sweep.jobs] == [1, 2, 1, 2]
     assert Path("sweeps/a/3/metrics.attempt-1.jsonl").exists() and not Path("sweeps/a/3/metrics.jsonl").exists()
+
+
+def test_a_sweep_whose_jobs_still_run_is_not_resumed(multirun) -> None:
+    sweep = multirun(broken, "x=0,1", "sweep.name=a")
+    busy = replace(sweep.jobs[1].status, state="running", pid=os.getppid(), host=platform.node())
+    busy.write(Path("sweeps/a/1"))
+    with pytest.raises(ConfigError, match=rf"sweep.resume=sweeps/a: job 1 still runs \(process {os.getppid()} on "):
+        multirun(broken, "x=0,1", "sweep.name=a", "sweep.resume=sweeps/a")
+    assert read_status(Path("sweeps/a/1")) == busy
+
+
+@pytest.mark.parametrize("name", ["é", "lr=3", "a,b", "it's", "a b"])
+def test_the_folder_of_a_sweep_may_have_any_name(tmp_path, name) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    plan = {"program": "train", "command": ["x=1,2"], "name": "n", "metrics": [], "directions": [], "jobs": []}
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    for written in (f"sweep.resume={folder}", override("sweep.resume", str(folder))):
+        *_, directory = _resuming("train", [written])
+        assert OverridesParser.create().parse_override(directory).value() == str(folder)
 
 
 def test_jobs_that_would_share_a_folder_are_refused(multirun) -> None:
