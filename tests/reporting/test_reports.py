@@ -160,9 +160,12 @@ def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path: Path, monkeypatch, 
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RuntimeError, match="the cause"), recorded(tmp_path):
+    def fail() -> None:
         monkeypatch.setattr(Path, "write_text", full)
         raise RuntimeError("the cause")
+
+    with pytest.raises(RuntimeError, match="the cause"), recorded(tmp_path):
+        fail()
     assert "How the run ended (failed) could not be noted" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
