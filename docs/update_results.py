@@ -31,7 +31,8 @@ Made by `python docs/update_results.py` from `docs/results/data`. Each section i
 Compiled `ar` has become faster since: it takes four recurrences in one graph, because calling a graph takes as long as
 the recurrence of one token of a small model. On the model that needs its depth `ar-32` gained 1.35 times, `ar-8` 1.28
 times (medians over 40 prompts, both ways in turn on one core of a Zen 3 CPU). Only that section has been measured
-again; in the others speed-ups over compiled `ar` are larger than they would be now.
+again; in the others speed-ups over compiled `ar` are larger than they would be now. So has compiled diffusion forcing
+of at most 8 lanes, which takes two steps in one graph since; that has not been measured here yet.
 """
 SMOLLM2_HEAD = """# SmolLM2-135M-Instruct, retrofitted and fine-tuned on gsm_symbolic
 
