@@ -27,6 +27,8 @@ def out_of_range(cfg: DictConfig) -> Iterator[str]:
         value = cfg.trainer.get(name)
         if value is not None and not value > 0:
             yield f"trainer.{name}={value} must be above 0; {remedy}"
+    if cfg.trainer.get("devices") in (0, "0"):
+        yield f"trainer.devices={cfg.trainer.devices} leaves none to train on; set trainer.devices=1"
     if cfg.trainer.get("fast_dev_run"):
         yield f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} leaves nothing to look at; take debug=fdr"
 

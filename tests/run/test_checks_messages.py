@@ -55,7 +55,7 @@ WRONG = [
     ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be above 0; 1 does not accumulate"),
     ("trainer.val_check_interval=0", "trainer.val_check_interval=0 must be above 0; trainer.limit_val_batches=0"),
     ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must be above 0; null does not clip"),
-    ("trainer.devices=0", "trainer: "),
+    ("trainer.devices=0", "trainer.devices=0 leaves none to train on; set trainer.devices=1"),
     ("trainer.limit_val_batches=1.5", "trainer: "),
     ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True leaves nothing to look at; take debug=fdr"),
 ]

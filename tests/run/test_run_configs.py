@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from recdepth import checks, run
@@ -59,7 +60,7 @@ def test_every_choice_composes_and_passes_the_checks(composed, group, name, tmp_
         else ("train", checks.check_train)
     )
     cfg = composed(f"{group}={name}", *NEEDS.get((group, name), []), name=primary)
-    if (group, name) in ON_GPU and not checks.torch.cuda.is_available():
+    if (group, name) in ON_GPU and not torch.cuda.is_available():
         with pytest.raises(checks.ConfigError, match="no GPU is visible"):
             check(cfg)
     else:
