@@ -41,9 +41,10 @@ Made by `python docs/update_df_aware.py` from `docs/results/data/df_aware`, whic
 the same model, data and seeds with the plain objective (`next_token`) and with those that show the model what the
 sampler will ([docs/objectives.md](../objectives.md)), compared by the same samplers
 (`conf/experiment/df_aware/samplers.yaml`). All trainings of a section have equally many steps; a step of the others
-takes longer, so there is also plain training of *equal time*: the steps that it makes in the time of the slowest of
-the others. *Pointer chase* has fine-tunes of the shipped model only; *pointer chase wide* is the same task for a model
-twice as wide, which learns it from scratch in 3000 steps, about three quarters of an hour on a CPU core.
+takes longer, so there is also plain training of *equal time*: the steps that it makes in the time of the slowest of the
+others, at its pace when nothing else takes the machine (`seconds` in the tables are what passed, whatever else ran).
+*Pointer chase* has fine-tunes of the shipped model only; *pointer chase wide* is the same task for a model twice as
+wide, which learns it from scratch in 3000 steps, about three quarters of an hour on a CPU core.
 
 Numbers are means over seeds with 95 % intervals (Student's t) of that mean. Speed-ups are over decodings of the *same*
 model in the same process, batch 1: over AR at r, and over the fastest one-token-at-a-time sampler whose accuracy is not
@@ -61,8 +62,8 @@ determined by what stands before it, a model can be taught to look past the gues
 windows as wide as the sampler's, opened four or eight lanes at a time on guessed tokens, each lane to say the true next
 token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, for two
 recurrences more than the text gets, and shallow read-outs are pulled a little to deep ones. `aware_answers_late` is the
-same after half a training without: windows are learnt in some hundred steps once the task is nearly learnt, and until
-then a step costs what a plain one does. The tables below show it in the drafts that are right after so many
+same after four fifths of a training without: windows are learnt in some hundred steps once the task is learnt, and
+until then a step costs what a plain one does. The tables below show it in the drafts that are right after so many
 recurrences, and in the flips.
 
 Sections of *compiled samplers* time them as compiled graphs (`comparison.compile=true`), the others eagerly. Where the
