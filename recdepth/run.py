@@ -77,12 +77,12 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
         return None
     _check_resume(cfg)
     _go_on(cfg)
+    folder = Path(cfg.paths.run_dir)
+    _check_folder(cfg, folder)
     make_model = _start(cfg, data)
     if cfg.allocator and checks.on_cpu(cfg):
         lifecycle.keep_large_buffers()
     lifecycle.seed_everything(cfg.seed)
-    folder = Path(cfg.paths.run_dir)
-    _check_folder(cfg, folder)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
     with _reported(folder, cfg.report) as status, lifecycle.closing():
@@ -163,8 +163,10 @@ def _check_folder(cfg: DictConfig, folder: Path) -> None:
     resumed = checks.checkpoint_path(cfg.resume).resolve() if cfg.resume is not None else None
     if resumed is not None and folder.resolve() in resumed.parents:
         return
-    if (folder / "model").exists() or (folder / "checkpoints").exists():
-        raise ConfigError([f"paths.run_dir={folder} holds a run; take another folder, or go on by resume={folder}"])
+    kept = list((folder / "checkpoints").glob("*.ckpt"))  # none of a run that was killed early: nothing is lost
+    if kept or (folder / "model").exists():
+        go_on = f", or go on by resume={folder}" if kept else ""
+        raise ConfigError([f"paths.run_dir={folder} holds a run; take another folder{go_on}"])
 
 
 def _go_on(cfg: DictConfig) -> None:

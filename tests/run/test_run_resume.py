@@ -73,6 +73,8 @@ def test_a_run_whose_time_is_over_is_exported_all_the_same(tiny, tmp_path) -> No
 
 def test_a_folder_with_a_run_is_not_taken_for_another(tiny, tmp_path) -> None:
     run.train(tiny(*STEPS, "trainer.max_steps=2"))
+    (tmp_path / "killed" / "checkpoints").mkdir(parents=True)  # before its first one: the same command may start again
+    run.train(tiny(*STEPS, "trainer.max_steps=2", folder="killed"))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     message = (
         f"paths.run_dir={tmp_path / 'run'} holds a run; take another folder, or go on by resume={tmp_path / 'run'}"
