@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..reporting.status import read_status
+from ..reporting.status import Status, read_status
 from ..reporting.sweep import read_plan
 from ..settings import ConfigError
 from .plan import PlannedJob
@@ -89,11 +90,23 @@ def unfinished(folder: Path, jobs: Iterable[PlannedJob]) -> list[PlannedJob]:
     Raises:
         ConfigError: where some of them still run.
     """
+    jobs = list(jobs)
     statuses = {job.job: read_status(folder / job.folder) for job in jobs}
-    if alive := [s for s in statuses.values() if s is not None and s.now.state == "running" and s.pid != os.getpid()]:
-        problems = [f"job {s.job} still runs (process {s.pid} on {s.host}); wait for it, or end it" for s in alive]
-        raise ConfigError([f"sweep.resume={folder}: {problem}" for problem in problems])
+    problems = [
+        f"sweep.resume={folder}: job {job.job} still runs (process {status.pid}); wait for it or end it, or if that is"
+        f" another program by now, delete {folder / job.folder}/status.json"
+        for job in jobs
+        if (status := statuses[job.job]) is not None and _still_runs(status)
+    ]
+    if problems:
+        raise ConfigError(problems)
     return [job for job in jobs if (status := statuses[job.job]) is None or status.state != "finished"]
+
+
+def _still_runs(status: Status) -> bool:
+    """Whether another process of this machine runs a job; of those elsewhere nobody can tell, and they may be dead."""
+    here = status.host == platform.node() and status.pid != os.getpid()
+    return here and status.now.state == "running"
 
 
 def _what(job: PlannedJob) -> list[str]:

@@ -59,9 +59,12 @@ def test_a_sweep_whose_jobs_still_run_is_not_resumed(multirun) -> None:
     sweep = multirun(broken, "x=0,1", "sweep.name=a")
     busy = replace(sweep.jobs[1].status, state="running", pid=os.getppid(), host=platform.node())
     busy.write(Path("sweeps/a/1"))
-    with pytest.raises(ConfigError, match=rf"sweep.resume=sweeps/a: job 1 still runs \(process {os.getppid()} on "):
+    with pytest.raises(ConfigError, match=rf"sweep.resume=sweeps/a: job 1 still runs \(process {os.getppid()}\); wait"):
         multirun(broken, "x=0,1", "sweep.name=a", "sweep.resume=sweeps/a")
     assert read_status(Path("sweeps/a/1")) == busy
+    replace(busy, host="elsewhere").write(Path("sweeps/a/1"))  # it may have died with its machine
+    again = multirun(lambda cfg: (0.0, 0.0), "x=0,1", "sweep.name=a", "sweep.resume=sweeps/a")
+    assert [job.status.state for job in again.jobs] == ["finished", "finished"]
 
 
 @pytest.mark.parametrize("name", ["é", "lr=3", "a,b", "it's", "a b"])
