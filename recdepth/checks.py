@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from . import lifecycle
 from .checks_sample import check_sample
 from .checks_support import unsupported_samplers
-from .checks_sweep import goals, listed, on_error
+from .checks_sweep import folders, goals, listed, on_error
 from .checks_trainer import devices_there, never_ends, no_duration, on_cpu, out_of_range
 from .data import DataModule, Split
 from .data.datamodule import size_problems
@@ -384,6 +384,7 @@ _ACROSS: dict[tuple[str, ...], Callable[[DictConfig], Iterable[str]]] = {
     ("optimized_metric", "optimized_direction"): goals,
     ("model", "callbacks", "comparison", "compare"): unsupported_samplers,
     ("sweep",): on_error,
+    ("paths",): folders,
     ("resume",): _no_checkpoint,
     ("init_from", "resume", "lora", "model._target_"): _no_start,
     ("lora", "trainer.precision"): _base_dtype,

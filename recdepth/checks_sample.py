@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from .checks_sweep import goals, listed, on_error
+from .checks_sweep import folders, goals, listed, on_error
 from .checks_tune import check_tune
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
@@ -49,7 +49,7 @@ def check_sample(cfg: DictConfig) -> None:
         if not found.touch(key):
             found.add(key, check(cfg))
     _choice(cfg, found)
-    if not found.touch("run_dir", "model_path"):
+    if not found.touch("run_dir", "model_path", "paths"):
         found.add("run_dir", _source(cfg))
     if isinstance(cfg.tune, DictConfig):
         check_tune(cfg, found)
@@ -138,4 +138,5 @@ _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {
     "optimized_metric": _known_metric,
     "optimized_direction": goals,
     "sweep": on_error,
+    "paths": folders,
 }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from .reporting.sweep import PLAN
-from .settings import suggest
+from .settings import mismatch, suggest
 
 _PLUGINS = "hydra_plugins.recdepth_plugins"
 _OWN = f"{_PLUGINS}.local.LocalLauncher"
@@ -23,6 +25,18 @@ _EXTRAS = {
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": ("hydra_plugins.hydra_ray_launcher", '-e ".[ray]"'),
 }
 SWEEP_KEYS = {"name": str, "on_error": str, "resume": str | None}
+_COUNT = Annotated[int, Field(ge=1)]
+#: Numbers in the nodes hydra.launcher and hydra.sweeper, ours and those of others.
+_NUMBERS: dict[str, dict[str, Any]] = {
+    "launcher": {
+        **dict.fromkeys(("n_jobs", "threads", "cpus_per_task"), _COUNT | None),
+        **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node", "array_parallelism"), _COUNT),
+        **dict.fromkeys(("signal_delay_s", "max_num_timeout"), Annotated[int, Field(ge=0)]),
+        "gpus_per_node": Annotated[int, Field(ge=0)] | None,
+        "grace_seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    },
+    "sweeper": {"max_batch_size": _COUNT | None, "n_trials": _COUNT, "n_jobs": _COUNT},
+}
 
 
 def listed(value: Any) -> list[str]:
@@ -56,6 +70,12 @@ def on_error(cfg: DictConfig) -> Iterator[str]:
             yield f"sweep.{name}={cfg.sweep[name]} is not a setting of a sweep{suggest(str(name), SWEEP_KEYS)}"
 
 
+def folders(cfg: DictConfig) -> Iterator[str]:
+    """Whether folders are named by text; other keys under ``paths`` are the user's own."""
+    for name in ("outputs", "run_dir"):
+        yield from mismatch(f"paths.{name}", cfg.paths.get(name), str)
+
+
 def launching(config: DictConfig) -> Iterator[str]:
     """Whether the launcher and the sweeper can do what is asked.
 
@@ -74,11 +94,14 @@ def launching(config: DictConfig) -> Iterator[str]:
             "sweep.on_error=stop: this launcher hands all jobs over at once and cannot hold any back; take"
             " hydra/launcher=local or hydra/launcher=pool, or sweep.on_error=continue"
         )
-    if launcher == _OWN:
-        for name in ("n_jobs", "threads"):
-            value = hydra.launcher[name]
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                yield f"hydra.launcher.{name}={value} must be a whole number of at least 1, or null"
+    for node, numbers in _NUMBERS.items():
+        for name, kind in numbers.items():
+            if name in hydra[node]:
+                yield from mismatch(f"hydra.{node}.{name}", hydra[node][name], kind)
     folder = Path(str(hydra.sweep.dir))
     if OmegaConf.select(config, "sweep.resume") is None and (folder / PLAN).exists():
         yield f"sweep.name={config.sweep.name}: {folder} is there already; take another name, or sweep.resume={folder}"
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        remedy = "take another by hydra.sweep.dir=… or paths.outputs=…"
+        yield f"the folder cannot be made, {there}: not a folder that can be written; {remedy}"

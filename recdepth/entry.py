@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -70,6 +71,14 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError as error:
+        begun = getattr(main, "__wrapped__", main).__code__
+        if error.filename is None or any(frame.f_code is begun for frame, _ in walk_tb(error.__traceback__)):
+            raise
+        key = "hydra.sweep.dir" if _sweeping(sys.argv[1:]) else "hydra.run.dir"
+        problem = f"the folder cannot be made, {error.filename}: {error.strerror}; take another by {key}=…"
+        print(ConfigError([f"{problem} or paths.outputs=…"]), file=sys.stderr)
+        return USER_ERROR
     except (CompactHydraException, OmegaConfBaseException) as error:
         problems = list(composition_problems(config_dir, config_name, sys.argv[1:]))
         print(ConfigError(problems or [_first_lines(error)]), file=sys.stderr)

@@ -147,7 +147,6 @@ class CompiledSeams:
         self._model = ref(model)
         self.made_for = Makeup(model)
         self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._packed = packed_weights(model) if may_pack(model) else None
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
@@ -236,13 +235,11 @@ class CompiledSeams:
 
     def _add(self, key: Any, run: Callable[..., Any], settings: Any, name: list[Any], cache: KVCache) -> Any:
         """Make a graph, and the rotary tables that it reads."""
-        model, (_, device, dtype) = self._model(), cache.kind
+        model, (_, device, _) = self._model(), cache.kind
         assert model is not None
-        if (device, dtype) not in self._tables:
-            self._tables[device, dtype] = model.rope_tables(device)
         assert isinstance(run, FunctionType)
         graph = _compiled(run, "_".join(map(str, name)), device, self._packed)
-        self._graphs[key] = graph, settings, self._tables[device, dtype]
+        self._graphs[key] = graph, settings, model.rope_tables(device)
         return self._graphs[key]
 
 

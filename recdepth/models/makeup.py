@@ -10,8 +10,8 @@ from torch import nn
 
 
 class Makeup:
-    """What graphs of a model take for granted beside shapes: autocast, its modules, and settings of those that are not
-    ours. Adapters, say, may be added, switched off or merged between two calls.
+    """What graphs of a model take for granted beside shapes: autocast, its context, its modules, and settings of those
+    that are not ours. Adapters, say, may be added, switched off or merged between two calls.
     """
 
     def __init__(self, model: nn.Module):
@@ -29,7 +29,8 @@ class Makeup:
         kinds = {x.device.type for x in model.parameters()}
         autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in sorted(kinds)]
         foreign = [m for m in model.modules() if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
-        return autocast + [
+        context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        return [*autocast, context] + [
             repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign
         ]
 

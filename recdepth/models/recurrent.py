@@ -215,10 +215,11 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
     def rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of the rotary embedding, [time, head_dim] each, for all positions of the context."""
         dtype = torch.promote_types(self.dtype, torch.float32)
-        if (device, dtype) not in self._rope:
+        table = self._rope.get((device, dtype))
+        if table is None or len(table[0]) < self.config.max_position_embeddings:  # the context may have been raised
             with torch.inference_mode(False):  # a table made while sampling must serve training too
-                self._rope[device, dtype] = rope_table(self.config, device, dtype)
-        return self._rope[device, dtype]
+                table = self._rope[device, dtype] = rope_table(self.config, device, dtype)
+        return table
 
     def new_cache(self, batch: int, capacity: int, kv: KVPolicy = "shared", num_steps: int = 1) -> KVCache:
         """A cache of this model's dtype and device; arguments as in :class:`KVCache`."""

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .files import write_whole
 from .style import GREY, INK, PALETTE, figure, save
 
 Row = Mapping[str, Any]
@@ -33,7 +34,7 @@ def write_comparison(rows: Sequence[Row], run_dir: Path | str) -> tuple[Path, Pa
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "comparison.json"
-    path.write_text(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path, plot_comparison(rows, folder / "comparison.png")
 
 

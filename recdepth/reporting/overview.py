@@ -12,6 +12,7 @@ from typing import Any
 from recdepth.settings import shown
 
 from .charts import DASHES
+from .files import write_whole
 from .html import Cell, Chart, Key, Table, Tile, duration, moment, number, render
 from .page import comparison_chart, comparison_table, metric_chart, reproduce, write_report
 from .runs import RunFolder, flat, higher_is_better, is_run_folder, overridden, read_run
@@ -81,8 +82,7 @@ def write_overview(overview: Overview, path: Path | str) -> Path:
     for run in overview.runs:
         if run.path.resolve() != path.parent.resolve() and _out_of_date(run.path):
             write_report(run.path)
-    path.write_text(render("overview.html.jinja", **_contents(overview, path.parent)), encoding="utf-8")
-    return path
+    return write_whole(path, render("overview.html.jinja", **_contents(overview, path.parent)))
 
 
 def write_sweep_report(folder: Path | str) -> Path:

@@ -14,6 +14,7 @@ from recdepth.evaluation import wilson_interval
 from .charts import CHART_SIZE, Curve, draw_curves, svg
 from .comparison import draw_comparison, table_cells
 from .curves import draw_depth_loss, plot_depth_loss, plot_training_curves, series
+from .files import write_whole
 from .html import Cell, Chart, Key, Table, Tile, duration, moment, number, picture, render, text_cells
 from .runs import RunFolder, overridden, read_run
 
@@ -39,8 +40,7 @@ def write_report(run_dir: Path | str, title: str | None = None) -> Path:
     """
     run = read_run(run_dir)
     path = run.path / "report.html"
-    path.write_text(render("run.html.jinja", **_contents(run, title)), encoding="utf-8")
-    return path
+    return write_whole(path, render("run.html.jinja", **_contents(run, title)))
 
 
 def write_pictures(run_dir: Path | str) -> list[Path]:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .files import write_whole
+
 log = logging.getLogger(__name__)
 
 FILE, ALONE = "status.json", -1
@@ -52,13 +54,7 @@ class Status:
     def write(self, folder: Path) -> None:
         """Write ``status.json``; a reader sees the old file or the new one, never half of it."""
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{FILE}.{os.getpid()}"
-        try:
-            draft.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            draft.replace(folder / FILE)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        write_whole(folder / FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @property
     def now(self) -> Status:

@@ -18,6 +18,7 @@ from rich.table import Table
 import recdepth.sampling
 from recdepth.sampling import Sampler
 
+from .files import write_whole
 from .style import GREY, INK, PALETTE, RED, figure, save
 
 Facts = Mapping[str, Any]
@@ -55,7 +56,7 @@ def write_tuning(facts: Facts, head: Facts, folder: Path) -> tuple[Path, Path | 
     """
     path = folder / "tune.json"
     text = json.dumps({**head, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
     return path, plot_tuning(facts, folder / "tune.png") if facts["tried"] else None
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
+
 FILE = "wandb_run.json"
 
 
@@ -42,7 +44,7 @@ class WandbRun:
         """Write ``wandb_run.json``; folders are relative to it, so that outputs may be moved as a whole."""
         facts = {"id": self.id, "project": self.project, "entity": self.entity}
         folders = [os.path.relpath(folder, run_folder) for folder in self.folders]
-        (run_folder / FILE).write_text(json.dumps({**facts, "folders": folders}, indent=2) + "\n", encoding="utf-8")
+        write_whole(run_folder / FILE, json.dumps({**facts, "folders": folders}, indent=2) + "\n")
 
     def state(self) -> dict[str, Any]:
         """As plain types, for a checkpoint."""

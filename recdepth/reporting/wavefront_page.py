@@ -16,6 +16,7 @@ import numpy as np
 from recdepth.evaluation import Traced
 from recdepth.sampling import LaneView, Replay
 
+from .files import write_whole
 from .pieces import Pieces
 
 MOST_ROWS, MOST_BYTES = 8, 4_000_000
@@ -75,8 +76,7 @@ def write_wavefront_page(
     pieces[1::2] = [fills[name] for name in pieces[1::2]]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(pieces), encoding="utf-8")
-    return path
+    return write_whole(path, "".join(pieces))
 
 
 def _embeddable(data: Any) -> str:

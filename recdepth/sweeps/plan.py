@@ -12,6 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from ..reporting.files import write_whole
 from ..reporting.sweep import PLAN, read_plan
 from ..settings import ConfigError
 
@@ -119,9 +120,7 @@ def job_config(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
 
 
 def _write(folder: Path, plan: dict[str, Any]) -> None:
-    draft = folder / f".{PLAN}"
-    draft.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / PLAN)
+    write_whole(folder / PLAN, json.dumps(plan, indent=2) + "\n")
 
 
 def _listed(value: Any) -> list[str]:

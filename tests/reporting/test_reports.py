@@ -170,6 +170,22 @@ def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path: Path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
+def test_a_full_disk_leaves_the_report_of_before(tmp_path: Path, monkeypatch) -> None:
+    run = make_run(tmp_path / "run", (3.0, 2.5), 0.001, state="finished", seconds=20)
+    before = write_report(run).read_text(encoding="utf-8")
+
+    def full(self: Path, text: str, **_) -> None:
+        self.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    names = sorted(path.name for path in run.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        write_report(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+    assert sorted(path.name for path in run.iterdir()) == names
+
+
 def test_several_runs_on_one_page(tmp_path: Path) -> None:
     slow = make_run(tmp_path / "a" / "slow", (3.0, 2.5), 0.001, state="finished", seconds=20)
     fast = make_run(tmp_path / "b" / "fast", (3.0, 0.25), 0.01, state="finished", seconds=20)

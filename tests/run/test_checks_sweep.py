@@ -25,7 +25,12 @@ def test_stopping_needs_a_launcher_that_can() -> None:
     ("overrides", "expected"),
     [
         (["sweep.on_error=halt"], "sweep.on_error=halt is unknown; take continue or stop"),
-        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 must be a whole number of at least 1"),
+        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 should be greater than or equal to 1"),
+        (["hydra.launcher.n_jobs=two"], "hydra.launcher.n_jobs=two should be a valid integer"),
+        (["hydra.launcher.grace_seconds=-1"], "hydra.launcher.grace_seconds=-1 should be greater than or equal to 0"),
+        (["hydra.launcher.grace_seconds=abc"], "hydra.launcher.grace_seconds=abc should be a valid number"),
+        (["hydra.sweeper.max_batch_size=-1"], "hydra.sweeper.max_batch_size=-1 should be greater than or equal to 1"),
+        (["hydra/launcher=slurm_local", "hydra.launcher.timeout_min=0"], "hydra.launcher.timeout_min=0 should be"),
         (["optimized_metric=[val/loss,train/loss]"], "optimized_direction=minimize: 1 for 2 metrics"),
         (["optimized_direction=up"], "optimized_direction=up is unknown; take minimize or maximize"),
     ],
@@ -40,6 +45,14 @@ def test_a_sweep_does_not_run_into_the_folder_of_another(tmp_path) -> None:
     (tmp_path / "train/multiruns/a/sweep.json").write_text("{}")
     (found,) = problems("seed=0,1", "sweep.name=a", f"paths.outputs={tmp_path}")
     assert found.startswith("sweep.name=a: ") and f"sweep.resume={tmp_path}/train/multiruns/a" in found
+
+
+def test_trials_of_a_search_are_counted_from_one() -> None:
+    pytest.importorskip("optuna", reason="the extra 'sweeps' is not installed")
+    search = ["hydra/sweeper=optuna_search", "seed=range(0,3)", "hydra.sweeper.n_trials=0", "hydra.sweeper.n_jobs=null"]
+    first, second = problems(*search)
+    assert first.startswith("hydra.sweeper.n_trials=0 should be greater than or equal to 1")
+    assert second.startswith("hydra.sweeper.n_jobs=null should be a valid integer")
 
 
 def test_a_missing_extra_is_named(monkeypatch) -> None:

@@ -171,6 +171,23 @@ def test_a_metric_that_was_never_logged_is_a_warning(composed, caplog) -> None:
 # ------------------------------------------------------------------------------------------------------------ sweeps
 
 
+@pytest.mark.parametrize(("script", "more"), [("train.py", []), ("sample.py", []), ("train.py", ["-m", "seed=0,1"])])
+def test_a_folder_that_cannot_be_made_is_one_line(launched, tmp_path, script, more) -> None:
+    (tmp_path / "outputs").write_text("not a folder")
+    result = launched(script, *more)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    key = "hydra.sweep.dir" if more else "hydra.run.dir"
+    assert f"the folder cannot be made, {tmp_path / 'outputs'}" in result.stderr
+    assert f"take another by {key}=… or paths.outputs=…" in result.stderr
+
+
+def test_folders_are_named_by_text(composed) -> None:
+    with pytest.raises(ConfigError, match="paths.outputs=null should be a valid string"):
+        checks.check_train(composed("paths.outputs=null"))
+    with pytest.raises(ConfigError, match="paths.outputs=3 should be a valid string"):
+        checks.check_train(composed("paths.outputs=3", "+paths.corpora=texts"))  # another key is the user's own
+
+
 def test_all_jobs_of_a_sweep_are_checked_before_the_first(launched, tmp_path) -> None:
     sweep = ["-m", "model=tiny", "model.hidden_size=32,33", "optimizer.lr=1e-3,-1", "seed=-1"]
     result = launched("train.py", *sweep)

@@ -165,6 +165,23 @@ def test_keys_beyond_the_first_bucket(kv, monkeypatch):
     assert not can_use_kernels() or {name.split("_")[-1] for name in made} == {"192"}
 
 
+def test_the_context_may_be_raised_between_two_calls():
+    config = {"vocab_size": 11, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    torch.manual_seed(0)
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, max_position_embeddings=16)).double().eval()
+    wide = RecurrentDepthForCausalLM(RecurrentDepthConfig(**config, max_position_embeddings=64)).double().eval()
+    wide.load_state_dict(model.state_dict())
+    sampler = DiffusionForcing(num_steps=4, inner_steps=2, exit_threshold=0.2, max_wavefront=6)
+    compiled, prompt = replace(sampler, compile=True), [[3, 1, 4]]
+    with as_if_compiled():
+        for each in (sampler, compiled):
+            each(model, prompt, max_new_tokens=13)
+        model.config.max_position_embeddings = 64
+        expected = sampler(wide, prompt, max_new_tokens=60).tokens
+        assert sampler(model, prompt, max_new_tokens=60).tokens == expected
+        assert compiled(model, prompt, max_new_tokens=60).tokens == expected
+
+
 @st.composite
 def short_steps(draw):
     """Diffusion forcing whose steps are one graph."""
