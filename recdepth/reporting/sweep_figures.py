@@ -62,7 +62,7 @@ def plot_metric_by_key(sweep: Sweep) -> Figure | None:
         ax.set_visible(False)
     for row in range(rows):
         axes[row * columns].set_ylabel(metric)
-    note = "points: finished jobs; bars: medians of those with the same value"
+    note = "points: finished jobs;" + (" " if columns > 1 else "\n") + "bars: medians of those with the same value"
     fig.suptitle(note, x=0.01, ha="left", fontsize=10, color=INK)
     return fig
 
