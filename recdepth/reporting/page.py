@@ -242,14 +242,19 @@ def _sample(sample: dict[str, Any]) -> dict[str, str]:
 
 
 def _samples_note(run: RunFolder) -> str:
-    scores = [float(s["score"]) for s in run.samples if isinstance(s.get("score"), (int, float))]
+    newest: dict[str, dict[Any, float]] = {}  # a prompt may be sampled at many steps, which are not independent
+    for s in run.samples:
+        if isinstance(score := s.get("score"), (int, float)):
+            newest.setdefault(str(s.get("sampler") or ""), {})[s.get("prompt"), s.get("seed")] = float(score)
     kept = f"The last {SAMPLES_KEPT} of {len(run.samples)}" if len(run.samples) > SAMPLES_KEPT else "All"
     note = f"{kept} of samples.jsonl, newest first."
-    if not scores:
+    if not newest:
         return note
-    low, high = wilson_interval(sum(scores), len(scores))[1:]
-    share = 100 * sum(scores) / len(scores)
-    return f"{note} Scored: {len(scores)}, right: {share:.0f} % (95 %: {100 * low:.0f}-{100 * high:.0f})."
+    found = []
+    for sampler, by_prompt in newest.items():
+        right, low, high = (100 * x for x in wilson_interval(sum(by_prompt.values()), len(by_prompt)))
+        found.append(f"{sampler} {right:.0f} % of {len(by_prompt)} (95 %: {low:.0f}-{high:.0f})".lstrip())
+    return f"{note} Right, by the newest of each prompt: {', '.join(found)}."
 
 
 # ------------------------------------------------------------------------------------- configuration and how to rerun

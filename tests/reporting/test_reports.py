@@ -170,6 +170,15 @@ def test_a_full_disk_does_not_hide_how_a_run_ended(tmp_path: Path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
+def test_samples_of_one_prompt_at_many_steps_count_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", state="finished", seconds=20)
+    rows = [("ar", 0, "a", 0), ("df", 0, "a", 0), ("ar", 9, "a", 1), ("ar", 9, "b", 1), ("df", 9, "a", 1)]
+    samples = [{"sampler": s, "step": at, "prompt": p, "text": "x", "score": score} for s, at, p, score in rows]
+    (run / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    text = Outline(write_report(run)).text
+    assert "Right, by the newest of each prompt: ar 100 % of 2 (95 %: 34-100), df 100 % of 1 (95 %: 21-100)." in text
+
+
 def test_a_full_disk_leaves_the_report_of_before(tmp_path: Path, monkeypatch) -> None:
     run = make_run(tmp_path / "run", (3.0, 2.5), 0.001, state="finished", seconds=20)
     before = write_report(run).read_text(encoding="utf-8")
