@@ -48,7 +48,7 @@ def row(name, kind, accuracy, speedup, **more):
     }
 
 
-def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8, **comparison) -> Path:
+def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware",), max_steps=8, last=7, **comparison):
     folder.mkdir(parents=True)
     config = {"tags": list(tags), "seed": seed, "trainer": {"max_steps": max_steps}, "init_from": "shipped"}
     config["comparison"] = comparison
@@ -63,8 +63,8 @@ def write(folder: Path, objective: str, seed: int, fast: float, tags=("df_aware"
         {"step": 1, "seconds": 5.0 - 1.0 * slow, "train/loss": 1.0},
         {"step": 3, "seconds": 5.0, "train/loss": 1.0},
     ]
-    lines.append({"step": 7, "seconds": 2.0, "train/loss": 0.5})
-    lines.append({"step": 8, "seconds": 3.0, "val/kv_agreement": 0.75})
+    lines.append({"step": last, "seconds": 2.0, "train/loss": 0.5})
+    lines.append({"step": last + 1, "seconds": 3.0, "val/kv_agreement": 0.75})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
@@ -74,7 +74,7 @@ def runs(tmp_path) -> Path:
     for seed in range(3):
         write(tmp_path / f"plain{seed}", "next_token", seed, 0.0)
         write(tmp_path / f"aware{seed}", "aware", seed, 4.0)
-    write(tmp_path / "longer", "next_token", 1, 1.0, max_steps=-1)
+    write(tmp_path / "longer", "next_token", 1, 1.0, max_steps=-1, last=11)  # a step of aware takes half as long again
     write(tmp_path / "tuned", "aware", 0, 1.0, tags=["df_aware", "finetune"])
     (tmp_path / "unfinished").mkdir()
     return tmp_path
@@ -152,6 +152,16 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     assert "**aware** decodes 9.00 ± 2.48 times" in page and "by the means, the first is reached" in page
     assert "over the same on plain training: exact 1.00 ± 0.00 times as fast" in page
     assert "No plain runs" in page
+
+
+def test_plain_training_of_less_time_is_no_measure(runs) -> None:
+    metrics = runs / "longer" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"step": 11', '"step": 9'))
+    page = script("docs/update_df_aware.py").page(
+        [read_run(path.parent) for path in sorted(runs.glob("*/comparison.json"))]
+    )
+    assert next(line for line in page.splitlines() if line.startswith("| aware | 3 |")).endswith("| 1.82 ± 0.42 | – |")
+    assert "1.82 ± 0.42 over next_token (it took longer than next_token, equal time, which says nothing" in page
 
 
 def test_many_samplers_have_markers_of_their_own_that_show(tmp_path) -> None:
