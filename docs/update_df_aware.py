@@ -113,20 +113,25 @@ def gains(by_training: ByTraining, training: str, sampler: str | None = None) ->
     sampler = sampler or (own[0] if own else None)
     for plain in (PLAIN, PLAIN + EQUAL_TIME):
         base = best.get(plain)
-        if sampler and base and (training.startswith(PLAIN) or plain == PLAIN or as_long(by_training, training)):
-            ratio = gain((by_training[training], sampler), (by_training[plain], base[0]))
+        if sampler and base:
+            longer = plain == PLAIN + EQUAL_TIME and not training.startswith(PLAIN)
+            runs = as_long(by_training, training) if longer else by_training[plain]
+            ratio = gain((by_training[training], sampler), (runs, base[0]))
             if ratio is not None:
                 found[plain] = ratio
     return found
 
 
-def as_long(by_training: ByTraining, training: str) -> bool:
-    """Whether plain training of equal time, at plain's pace, has taken as long as this training."""
+def as_long(by_training: ByTraining, training: str) -> list[StudyRun]:
+    """The runs of plain training of equal time that took as long as that training of their seed, at plain's pace."""
     pace = {run.seed: run.step_seconds for run in by_training[PLAIN]}
-    longest = {run.seed: run.steps * pace[run.seed] for run in by_training[PLAIN + EQUAL_TIME] if run.seed in pace}
-    ours = {run.seed: run.steps * run.step_seconds for run in by_training[training]}
-    # the steps of the one were counted with what graphs took to compile, and paces are medians
-    return all(longest[seed] >= 0.95 * ours[seed] for seed in longest.keys() & ours.keys())
+    taken = {run.seed: run.steps * run.step_seconds for run in by_training[training]}
+    return [
+        run
+        for run in by_training[PLAIN + EQUAL_TIME]
+        # the steps of the one were counted with what graphs took to compile, and paces are medians
+        if run.seed not in taken or run.steps * pace.get(run.seed, math.inf) >= 0.95 * taken[run.seed]
+    ]
 
 
 def headline(by_training: ByTraining) -> list[str]:
