@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from recdepth import run, run_tune
+from recdepth import run_sample, run_tune
 from recdepth.entry import launch, user_errors
 
 
@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> float | list[float | None] | None:
         if cfg.tune is not None:
             run_tune.tune(cfg)
             return None
-        run.sample(cfg)
-        return run.sample_metric(cfg)
+        run_sample.sample(cfg)
+        return run_sample.sample_metric(cfg)
 
 
 if __name__ == "__main__":

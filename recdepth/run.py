@@ -1,15 +1,13 @@
-"""What the entry points do: ``train(cfg)`` and ``sample(cfg)``."""
+"""What ``train.py`` does."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import checks, lifecycle
 from .checks_support import unsupported_samplers
-from .console import append_jsonl, show, show_stats
+from .console import show
 from .data import DataModule
 from .likeness import other_model, other_optimizer, other_weights
-from .models import RecurrentDepthForCausalLM, can_compile, load_config, load_tokenizer
+from .models import RecurrentDepthForCausalLM, can_compile, load_config
 from .nodes import callback_nodes, override
 from .reporting import (
     WandbRun,
-    read_metrics,
     recorded,
     wandb_run_of,
     write_model_card,
     write_pictures,
     write_report,
 )
-from .sampling import SampleStats
 from .settings import ConfigError
-from .sources import Source, load, run_folder, source_of_model, source_of_run
 from .starting import Pretrained, model_maker, start_path
 from .training import (
     Export,
@@ -52,7 +47,6 @@ from .training import (
 from .training.callbacks.export import save_model_folder
 from .training.callbacks.interrupt import stop_if_asked
 from .training.loggers import log_image, log_model
-from .watching import Watch, log_samples
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +79,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
     lifecycle.seed_everything(cfg.seed)
     facts = lifecycle.provenance()
     lifecycle.prepare_run_folder(cfg, folder, facts)
-    with _reported(folder, cfg.report) as status, lifecycle.closing():
+    with reported(folder, cfg.report) as status, lifecycle.closing():
         module = _module(cfg, make_model())
         if cfg.resume is not None and (other := other_weights(cfg, module)):
             raise ConfigError(other)
@@ -102,7 +96,7 @@ def train(cfg: DictConfig) -> float | list[float | None] | None:
 
 
 @contextmanager
-def _reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
+def reported(folder: Path, report: bool) -> Iterator[dict[str, Any]]:
     """Keep the run's status while the block runs and, whatever ended it, write the report in the end."""
     if lifecycle.rank():  # the first process keeps both
         yield {}
@@ -221,7 +215,7 @@ def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Train
     callbacks.append(Export(folder / "model", data.tokenizer))
     continued = _continued(cfg, folder)
     callbacks.append(KeepWandbRun(folder, continued))
-    loggers = _loggers(cfg, folder, **({"id": continued.id} if continued is not None else {}))
+    loggers = loggers_of(cfg, folder, **({"id": continued.id} if continued is not None else {}))
     progress = "progress" in callback_nodes(cfg)
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
 
@@ -249,7 +243,7 @@ def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
     return known
 
 
-def _loggers(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
+def loggers_of(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
     """The chosen logger and ``metrics.jsonl``, last; jobs of a sweep are a group of its name, unless one is given."""
     sweep = lifecycle.sweep_folder()
     group = {"group": sweep.name} if sweep is not None and (cfg.get("logger") or {}).get("group", "") is None else {}
@@ -317,113 +311,3 @@ def _say_how_to_sync(folder: Path) -> None:
     known = wandb_run_of(folder)
     if known is not None and known.folders:
         log.info("W&B run %s is offline; to upload it: %s", known.id, known.sync_command())
-
-
-# ---------------------------------------------------------------------------------------------------------- sampling
-
-
-def sample(cfg: DictConfig) -> list[str]:
-    """Sample as configured: print texts and statistics, and append them to ``samples.jsonl``.
-
-    Returns:
-        the texts; what ``optimized_metric`` names: :func:`sample_metric`.
-
-    Raises:
-        ConfigError: naming every setting that is wrong.
-    """
-    lifecycle.quiet()
-    checks.check_sample(cfg)
-    source = _source(cfg)
-    if cfg.allocator and source.model.device.type == "cpu":
-        lifecycle.keep_large_buffers()
-    folder, facts = Path(cfg.paths.run_dir), lifecycle.provenance()
-    lifecycle.prepare_run_folder(cfg, folder, facts)
-    sampler = checks.build(cfg, "sampler")
-    longest = max(len(prompt.ids) for prompt in source.prompts)
-    room = source.model.config.max_position_embeddings - longest
-    call = {name: cfg[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
-    call["max_new_tokens"] = cfg.max_new_tokens or max(1, min(source.max_new_tokens, room))
-    record = {"sampler": sampler.name, **asdict(sampler), **call, "model": str(source.path)}
-    call["stop_tokens"] = source.stop_tokens
-    show(f"{source.path} · {sampler.name} · {source.model.device}")
-    watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
-    with _reported(folder, cfg.report), lifecycle.closing():
-        loggers = _loggers(cfg, folder)
-        for logger in loggers:
-            settings: Any = OmegaConf.to_container(cfg, resolve=True)
-            logger.log_hyperparams({**settings, "run": facts})
-        samples, total = _sample_all(
-            watch, cfg.batch_size, [folder, None if lifecycle.sweep_folder() else source.run_folder], record
-        )
-        show_stats(total)
-        (folder / "stats.json").write_text(json.dumps(asdict(total), indent=2) + "\n", encoding="utf-8")
-        log_samples(loggers, total, samples, watch.draw(folder))
-    return [sample["text"] for sample in samples]
-
-
-def _sample_all(
-    watch: Watch, batch_size: int, folders: list[Path | None], record: dict[str, Any]
-) -> tuple[list[dict[str, Any]], SampleStats]:
-    """Sample every prompt of the source; each batch is on screen and on disk before the next one begins."""
-    source, samples, total = watch.source, [], SampleStats()
-    for begin in range(0, len(source.prompts), batch_size):
-        prompts = source.prompts[begin : begin + batch_size]
-        try:
-            result, scores = watch.sample(prompts, range(begin, begin + len(prompts)))
-        except ValueError as error:
-            raise ConfigError(_problems(error)) from error
-        for prompt, tokens, score in zip(prompts, result.tokens, scores, strict=True):
-            text = source.decode(tokens)
-            samples.append({**record, "prompt": prompt.text, "text": text, "answer": prompt.answer, "score": score})
-            append_jsonl(folders, samples[-1])
-        total = total.add(result.stats)
-    return samples, total
-
-
-def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
-    """What ``optimized_metric`` names, of the sampling that this run has done; None for what it has not measured."""
-    (*_, metrics) = read_metrics(Path(cfg.paths.run_dir) / "metrics.jsonl")
-    wanted = cfg.optimized_metric
-    if wanted is None or isinstance(wanted, str):
-        return None if wanted is None else metrics.get(wanted)
-    return [metrics.get(name) for name in wanted]
-
-
-def _problems(error: ValueError) -> list[str]:
-    """What a sampler objects to at its call; its own arguments are top-level settings here."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return [line.removeprefix("- ") for line in lines if line.startswith("- ")] or [" ".join(lines)]
-
-
-def _source(cfg: DictConfig) -> Source:
-    """The model and the prompts that ``cfg`` asks for."""
-    texts = None
-    if cfg.prompt is not None:
-        texts = [cfg.prompt] if isinstance(cfg.prompt, str) else list(cfg.prompt)
-    if cfg.model_path is not None:
-        model = load(cfg.model_path, "model_path", cfg.device, cfg.dtype)
-        return source_of_model(cfg.model_path, model, texts)
-    folder = run_folder(cfg.run_dir, Path(cfg.paths.outputs))
-    model = load(folder / "model", "run_dir", cfg.device, cfg.dtype)
-    return source_of_run(folder, model, data_of_run(folder), texts, cfg.num_prompts)
-
-
-def data_of_run(folder: Path) -> DataModule:
-    """The data that a run was trained on, from its own configuration, with the tokenizer beside its model.
-
-    Raises:
-        ConfigError: when it cannot be built.
-    """
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise ConfigError([f"run_dir={folder} has no .hydra/config.yaml; give model_path={folder / 'model'}"])
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    given = {}
-    try:
-        if "tokenizer" in config.data:
-            config.data.tokenizer, given = None, {"tokenizer": load_tokenizer(folder / "model")}
-        return checks.build(config, "data", **given)
-    except (ValueError, OSError) as error:
-        remedy = f"give model_path={folder / 'model'} and prompt='…'"
-        raise ConfigError([f"run_dir={folder}: its data cannot be built ({error}); {remedy}"]) from error

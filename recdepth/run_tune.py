@@ -25,10 +25,9 @@ from .models import RecurrentDepthForCausalLM, load_tokenizer
 from .nodes import override
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
-from .run import data_of_run
 from .sampling import Sampler
 from .settings import ConfigError
-from .sources import load, run_folder
+from .sources import data_of_run, load, run_folder
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from .data import DataModule
 from .data.tokenizers import encode_texts
 from .models import RecurrentDepthForCausalLM, load_model, load_tokenizer
+from .nodes import build
 from .settings import ConfigError
 
 DTYPES = {
@@ -138,3 +140,24 @@ def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:
     except ValueError as error:
         why = str(error)
         raise ConfigError([why if why.startswith("prompt=") else f"prompt={text!r}: {why}"]) from error
+
+
+def data_of_run(folder: Path) -> DataModule:
+    """The data that a run was trained on, from its own configuration, with the tokenizer beside its model.
+
+    Raises:
+        ConfigError: when it cannot be built.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise ConfigError([f"run_dir={folder} has no .hydra/config.yaml; give model_path={folder / 'model'}"])
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    given = {}
+    try:
+        if "tokenizer" in config.data:
+            config.data.tokenizer, given = None, {"tokenizer": load_tokenizer(folder / "model")}
+        return build(config, "data", **given)
+    except (ValueError, OSError) as error:
+        remedy = f"give model_path={folder / 'model'} and prompt='…'"
+        raise ConfigError([f"run_dir={folder}: its data cannot be built ({error}); {remedy}"]) from error

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import recdepth
-from recdepth import checks, run
+from recdepth import checks, run, run_sample
 from recdepth.settings import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "huginn"
@@ -122,7 +122,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(finetune, name) -> None:
 def test_what_was_fine_tuned_is_sampled_from(finetune, composed) -> None:
     folder = finetune("lora", "lora.r=2")
     settings = [f"run_dir={folder}", "num_prompts=1", "sampler.num_steps=4", "max_new_tokens=3"]
-    assert len(run.sample(composed(*settings, name="sample", folder="sampled"))) == 1
+    assert len(run_sample.sample(composed(*settings, name="sample", folder="sampled"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import wandb
 
-from recdepth import checks, lifecycle, run
+from recdepth import checks, lifecycle, run, run_sample
 from recdepth.data import WordProblems
 from recdepth.reporting.status import read_status
 from recdepth.sampling import Autoregressive, DiffusionForcing
@@ -36,7 +36,7 @@ def sample(composed, trained):
             "max_new_tokens=3",
             *overrides,
         ]
-        return run.sample(composed(*settings, name="sample", folder=folder))
+        return run_sample.sample(composed(*settings, name="sample", folder=folder))
 
     return go
 
@@ -104,13 +104,13 @@ def test_samples_are_recorded_with_all_that_made_them(sample, trained) -> None:
 def test_sampling_returns_and_logs_accuracy_and_speed(composed, trained, tmp_path) -> None:
     small = ["logger=none", f"run_dir={trained}", "sampler.num_steps=4", "max_new_tokens=3", "num_prompts=3"]
     cfg = composed(*small, name="sample", folder="sampled")
-    run.sample(cfg)
-    accuracy, speed = run.sample_metric(cfg)
+    run_sample.sample(cfg)
+    accuracy, speed = run_sample.sample_metric(cfg)
     (logged,) = [json.loads(line) for line in (tmp_path / "sampled" / "metrics.jsonl").open()]
     assert (logged["accuracy"], logged["tokens_per_second"]) == (accuracy, speed)
     assert 0 <= accuracy <= 1 and speed > 0
     cfg.optimized_metric = "core_passes_per_token"
-    assert run.sample_metric(cfg) == logged["core_passes_per_token"] > 0
+    assert run_sample.sample_metric(cfg) == logged["core_passes_per_token"] > 0
 
 
 def test_sampling_takes_the_tokenizer_beside_the_model(sample, monkeypatch) -> None:
