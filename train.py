@@ -1,7 +1,7 @@
 """Train a recurrent-depth model: the configuration in conf/, any of it overridden on the command line.
 
 python train.py experiment=quickstart
-python train.py model=tiny data=pointer_chase callbacks=curriculum trainer.max_steps=500
+python train.py model=tiny data=pointer_chase data.task.level=1 callbacks=curriculum trainer.max_steps=500
 python train.py -m model=tiny,small optimizer.lr=1e-3,3e-3 trainer.max_steps=20
 """
 

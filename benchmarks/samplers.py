@@ -2,7 +2,7 @@
 
     python benchmarks/samplers.py                                    # the newest run, its data, the standard samplers
     python benchmarks/samplers.py --model RUN --num-steps 16 --sampler exact --sampler w4=exact,max_wavefront=4
-    python benchmarks/samplers.py --model FOLDER --data word_problems task.max_steps=8 --sampler my.yaml
+    python benchmarks/samplers.py --model FOLDER --data word_problems task.max_steps=5 --sampler my.yaml
 
 AR at r recurrences is the first sampler and the reference; AR at smaller depths and adaptive AR are always measured
 too, so that the fastest AR of equal accuracy is known. See benchmarks/README.md for what is measured and how.

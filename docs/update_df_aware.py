@@ -63,8 +63,8 @@ windows as wide as the sampler's, opened four or eight lanes at a time on guesse
 token after some recurrences. `aware_answers` goes further where answers are short: windows open whole answers, for two
 recurrences more than the text gets, and shallow read-outs are pulled a little to deep ones. `aware_answers_mid` and
 `aware_answers_late` are the same after three or four fifths of a training without: windows are learnt in some hundred
-steps once the task is learnt, and until then a step costs what a plain one does. The tables below show it in the drafts that are right after so many
-recurrences, and in the flips.
+steps once the task is learnt, and until then a step costs what a plain one does. The tables below show it in the drafts
+that are right after so many recurrences, and in the flips.
 
 Sections of *compiled samplers* time them as compiled graphs (`comparison.compile=true`), the others eagerly. Where the
 samplers are compiled, time goes by work (token passes) on this CPU; a machine on which width is free would gain what

@@ -98,6 +98,8 @@ def launching(config: DictConfig) -> Iterator[str]:
         for name, kind in numbers.items():
             if name in hydra[node]:
                 yield from mismatch(f"hydra.{node}.{name}", hydra[node][name], kind)
+    if "${hydra:" not in str(OmegaConf.to_container(config.paths, resolve=False).get("run_dir")):
+        yield "paths.run_dir=… is one folder for all jobs of a sweep; leave it out, and name the sweep by sweep.name=…"
     folder = Path(str(hydra.sweep.dir))
     if OmegaConf.select(config, "sweep.resume") is None and (folder / PLAN).exists():
         yield f"sweep.name={config.sweep.name}: {folder} is there already; take another name, or sweep.resume={folder}"

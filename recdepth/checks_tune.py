@@ -22,6 +22,8 @@ _UNUSED: dict[str, tuple[Any, str]] = {
     "prompt": (None, "it takes held-out prompts that can be scored"),
     "num_prompts": (3, "set tune.search.rungs and tune.check.accuracy_prompts"),
     "temperature": (0.0, "it compares greedy texts"),
+    "stream": (False, "watch the winner afterwards, sampler=local/<name> stream=true"),
+    "logger": (None, "it writes tune.jsonl, tune.json and tune.png; set logger=null"),
     "trace": (False, "trace the winner afterwards, sampler=local/<name> trace=true"),
 }
 TUNE_LOG = "tune.jsonl"

@@ -133,7 +133,8 @@ def _create(task: str, settings: dict[str, Any]) -> Any:
         from reasoning_gym.factory import DATASETS
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "data=reasoning_gym needs the package reasoning-gym; install it with pip install 'recdepth[tasks]'"
+            "data=reasoning_gym needs the package reasoning-gym; install it with"
+            " pip install -c constraints.txt -e '.[tasks]'"
         ) from error
     if task not in DATASETS:
         close = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.4)

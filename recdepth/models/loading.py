@@ -105,7 +105,8 @@ def need_gguf(path: str | Path) -> None:
     if not Path(path).is_file():
         raise ValueError(f"{path} is not there; give a .gguf file, a folder or a hub id")
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise ModuleNotFoundError("GGUF files need gguf and accelerate; install them with pip install 'recdepth[gguf]'")
+        remedy = "pip install -c constraints.txt -e '.[gguf]'"
+        raise ModuleNotFoundError(f"GGUF files need gguf and accelerate; install them with {remedy}")
 
 
 def parse_config(folder: Path) -> dict[str, Any]:

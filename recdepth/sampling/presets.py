@@ -182,7 +182,7 @@ class Adaptive(Sampler):
 class DiffusionForcing(Sampler):
     """Draft a token at every step while earlier states are still being refined (2510.14961).
 
-    The defaults are the paper's.
+    The defaults are the paper's, but for the width.
 
     Args:
         num_steps: r, recurrences after which a lane is committed in any case.

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from recdepth.data import DataModule, EvaluationItem
 from recdepth.evaluation import Traced, autoregressive_baseline, compare, comparison_samplers, machine_stamp, trace_call
 from recdepth.evaluation.compare import Row
+from recdepth.evaluation.tune_space import is_lossless
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.reporting import (
     WavefrontBatch,
@@ -19,7 +20,7 @@ from recdepth.reporting import (
     write_comparison,
     write_wavefront_page,
 )
-from recdepth.sampling import Autoregressive, Exact, Sampler, Speculative
+from recdepth.sampling import Autoregressive, Sampler
 
 from .loggers import log_html, log_image, log_table
 from .ranges import at_least_one, only_samplers
@@ -82,8 +83,8 @@ class Comparison:
             self.samplers = {**plain, **samplers}
 
     def _prompts(self, sampler: Sampler) -> int:
-        lossless = isinstance(sampler, Exact | Speculative)
-        return min(self.lossless_prompts, self.accuracy_prompts) if lossless else self.accuracy_prompts
+        fewer = min(self.lossless_prompts, self.accuracy_prompts)
+        return fewer if is_lossless(sampler) else self.accuracy_prompts
 
     def __call__(
         self,

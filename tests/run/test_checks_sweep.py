@@ -55,6 +55,12 @@ def test_trials_of_a_search_are_counted_from_one() -> None:
     assert second.startswith("hydra.sweeper.n_jobs=null should be a valid integer")
 
 
+def test_jobs_do_not_share_a_run_folder(tmp_path) -> None:
+    (found,) = problems("seed=0,1", f"paths.run_dir={tmp_path}")
+    assert found.startswith("paths.run_dir=… is one folder for all jobs of a sweep; leave it out")
+    assert problems(f"paths.run_dir={tmp_path}/a,{tmp_path}/b", "model=tiny") == []
+
+
 def test_a_missing_extra_is_named(monkeypatch) -> None:
     monkeypatch.setattr(checks_sweep, "find_spec", lambda name: None if name.endswith("sweeper") else object())
     (found,) = problems("seed=0,1", "hydra/sweeper=optuna_search")
