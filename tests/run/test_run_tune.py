@@ -261,6 +261,8 @@ def test_all_that_is_wrong_is_told_at_once(composed) -> None:
         (["sampler.compile=true"], "sampler.compile=true has no effect with experiment=tune_sampler"),
         (["model_path=${paths.outputs}/train/model"], "data=null: model_path="),
         (["data=word_problems", "data.task.min_steps=0"], "data.task.min_steps=0 must be at least 1"),
+        (["logger=csv"], "logger={"),
+        (["stream=true", "batch_size=1"], "stream=true has no effect with experiment=tune_sampler"),
         (["tune.name=a/b"], "tune.name=a/b must be a file's name"),
         (["tune.compile=3"], "tune.compile=3 should be a valid boolean"),
     ],

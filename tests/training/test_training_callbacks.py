@@ -287,12 +287,20 @@ def test_a_comparison_measures_the_depths_and_prompts_asked_for(tmp_path, monkey
     monkeypatch.setattr("recdepth.training.comparison.print_comparison", lambda rows: None)
     monkeypatch.setattr("recdepth.training.comparison.write_comparison", lambda rows, folder: None)
     settings = {"num_steps": 4, "accuracy_prompts": 3, "speed_prompts": 2}
-    samplers = {"sure": Exact(num_steps=4), "fast": DiffusionForcing(num_steps=4)}
+    samplers = {"sure": Exact(num_steps=4), "shallow": Exact(num_steps=4, prefill_steps=2)}  # reads prompts otherwise
+    samplers |= {"fast": DiffusionForcing(num_steps=4)}
     Comparison(**settings, samplers=samplers, ar_depths=[3], lossless_prompts=2)(
         module(data).model, data, tmp_path, [], 0
     )
-    assert asked == {"ar-4": 3, "ar-3": 3, "sure": 2, "fast": 3, "items": 3}
-    assert list(Comparison(**settings, samplers=samplers).samplers) == ["ar-4", "ar-2", "ar-1", "sure", "fast"]
+    assert asked == {"ar-4": 3, "ar-3": 3, "sure": 2, "shallow": 3, "fast": 3, "items": 3}
+    assert list(Comparison(**settings, samplers=samplers).samplers) == [
+        "ar-4",
+        "ar-2",
+        "ar-1",
+        "sure",
+        "shallow",
+        "fast",
+    ]
     with pytest.raises(ValueError, match=r"ar_depths=\[4\] must lie between 1 and num_steps=4"):
         Comparison(**settings, ar_depths=[2, 4])
     with pytest.raises(ValueError, match="lossless_prompts=0 must be at least 1"):
