@@ -26,14 +26,17 @@ _EXTRAS = {
 }
 SWEEP_KEYS = {"name": str, "on_error": str, "resume": str | None}
 _COUNT = Annotated[int, Field(ge=1)]
-#: Numbers in the nodes hydra.launcher and hydra.sweeper, ours and those of others.
+#: Numbers of our own launcher; and those of the others and of sweepers, where they have them.
+_OWN_NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("n_jobs", "threads"), _COUNT | None),
+    "grace_seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+}
 _NUMBERS: dict[str, dict[str, Any]] = {
     "launcher": {
-        **dict.fromkeys(("n_jobs", "threads", "cpus_per_task"), _COUNT | None),
+        "cpus_per_task": _COUNT | None,
         **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node", "array_parallelism"), _COUNT),
         **dict.fromkeys(("signal_delay_s", "max_num_timeout"), Annotated[int, Field(ge=0)]),
         "gpus_per_node": Annotated[int, Field(ge=0)] | None,
-        "grace_seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
     },
     "sweeper": {"max_batch_size": _COUNT | None, "n_trials": _COUNT, "n_jobs": _COUNT},
 }
@@ -95,11 +98,10 @@ def launching(config: DictConfig) -> Iterator[str]:
             " hydra/launcher=local or hydra/launcher=pool, or sweep.on_error=continue"
         )
     for node, numbers in _NUMBERS.items():
-        for name, kind in numbers.items():
+        known = _OWN_NUMBERS if node == "launcher" and launcher == _OWN else numbers
+        for name, kind in known.items():
             if name in hydra[node]:
                 yield from mismatch(f"hydra.{node}.{name}", hydra[node][name], kind)
-    if "${hydra:" not in str(OmegaConf.to_container(config.paths, resolve=False).get("run_dir")):
-        yield "paths.run_dir=… is one folder for all jobs of a sweep; leave it out, and name the sweep by sweep.name=…"
     folder = Path(str(hydra.sweep.dir))
     if OmegaConf.select(config, "sweep.resume") is None and (folder / PLAN).exists():
         yield f"sweep.name={config.sweep.name}: {folder} is there already; take another name, or sweep.resume={folder}"

@@ -23,7 +23,6 @@ _UNUSED: dict[str, tuple[Any, str]] = {
     "num_prompts": (3, "set tune.search.rungs and tune.check.accuracy_prompts"),
     "temperature": (0.0, "it compares greedy texts"),
     "stream": (False, "watch the winner afterwards, sampler=local/<name> stream=true"),
-    "logger": (None, "it writes tune.jsonl, tune.json and tune.png; set logger=none"),
     "trace": (False, "trace the winner afterwards, sampler=local/<name> trace=true"),
 }
 TUNE_LOG = "tune.jsonl"
@@ -56,7 +55,7 @@ def check_tune(cfg: DictConfig, found: Findings) -> None:
     if not found.touch(*(f"tune.{key}" for key in own)):
         found.add("tune", attempt(cfg, "tune", **dict.fromkeys(parts)))
     for key, (default, instead) in _UNUSED.items():
-        if not found.touch(key) and cfg[key] not in (default, {}):  # the latter: logger=none
+        if not found.touch(key) and cfg[key] != default:
             found.add(key, [f"{key}={shown(cfg[key])} has no effect with experiment=tune_sampler: {instead}"])
     if not found.touch("tune.name", "tune.overwrite"):
         found.add("tune.name", _target(cfg.tune.name, cfg.tune.overwrite))

@@ -72,8 +72,8 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
-        begun = getattr(main, "__wrapped__", main).__code__
-        if error.filename is None or any(frame.f_code is begun for frame, _ in walk_tb(error.__traceback__)):
+        begun, frames = getattr(main, "__wrapped__", main).__code__, [f.f_code for f, _ in walk_tb(error.__traceback__)]
+        if begun in frames or "mkdir" not in (code.co_name for code in frames):
             raise
         key = "hydra.sweep.dir" if _sweeping(sys.argv[1:]) else "hydra.run.dir"
         problem = f"the folder cannot be made, {error.filename}: {error.strerror}; take another by {key}=…"
@@ -116,8 +116,13 @@ def sweep_problems(config_dir: Path, config_name: str, arguments: list[str]) -> 
             if general := list(launching(config)):
                 return general
             fixed = set(jobs[0]).intersection(*jobs) if jobs else set()
+            folders = set()
             for number, job in enumerate(jobs):
-                for problem in _job_problems(config_name, job, number):
+                problems, folder = _job_problems(config_name, job, number)
+                if folder is not None and folder in folders:
+                    problems = [*problems, f"paths.run_dir={folder} is the folder of several jobs; leave it out"]
+                folders.add(folder)
+                for problem in problems:
                     found.setdefault(problem, []).append(" ".join(o for o in job if o not in fixed))
     except (CompactHydraException, OmegaConfBaseException):
         return []
@@ -156,7 +161,8 @@ def _ends(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _job_problems(config_name: str, job: list[str], number: int) -> list[str]:
+def _job_problems(config_name: str, job: list[str], number: int) -> tuple[list[str], str | None]:
+    """What is wrong with a job, and its folder."""
     config = compose(config_name, overrides=job, return_hydra_config=True)
     hydra = config.hydra
     OmegaConf.set_readonly(hydra, False)
@@ -168,8 +174,8 @@ def _job_problems(config_name: str, job: list[str], number: int) -> list[str]:
     try:
         _CHECKS[config_name](config)
     except ConfigError as error:
-        return error.problems
-    return []
+        return error.problems, config.paths.run_dir
+    return [], config.paths.run_dir
 
 
 def _resuming(config_name: str, arguments: list[str]) -> list[str]:
@@ -225,7 +231,10 @@ def _elsewhere(config_dir: Path, config_name: str, others: list[str], override: 
 
 
 def _sweeping(arguments: list[str]) -> bool:
-    return bool(_SWEEP & set(arguments))
+    """Whether this is a multirun: said by a flag, or by what ``hparams_search`` and ``hydra.mode`` choose."""
+    search = [a for a in arguments if a.startswith("hparams_search=")][-1:]
+    chosen = search not in ([], ["hparams_search=null"])
+    return chosen or not {*_SWEEP, "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
 
 
 def _choices(override: str) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,9 +26,11 @@ from .models import RecurrentDepthForCausalLM, load_tokenizer
 from .nodes import override
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
+from .run import loggers_of
 from .sampling import Sampler
 from .settings import ConfigError
 from .sources import data_of_run, load, run_folder
+from .training.loggers import log_image, log_table
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,12 @@ def tune(cfg: DictConfig) -> float | None:
     )
     head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
     head["measurements_taken_over"] = kept.taken_over
-    _run(tuner, head, folder)
+    with lifecycle.closing():
+        loggers = loggers_of(cfg, folder)
+        for logger in loggers:
+            settings: Any = OmegaConf.to_container(cfg, resolve=True)
+            logger.log_hyperparams({**settings, "run": facts})
+        _run(tuner, head, folder, loggers)
     if tuner.winner is None:
         return None
     prompt = [f"prompt={fresh[0].prompt}"] if cfg.model_path is not None else []
@@ -79,8 +87,8 @@ def tune(cfg: DictConfig) -> float | None:
     return float(tuner.facts()["final"][-1]["speedup_paper"])
 
 
-def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
-    """Search and check; whatever ends it, what is known is printed and written."""
+def _run(tuner: Tuner, head: dict[str, Any], folder: Path, loggers: list[Logger]) -> None:
+    """Search and check; whatever ends it, what is known is printed, written and logged."""
     console, done = Console(), False
     wall, cpu = time.perf_counter(), time.process_time()
     try:
@@ -93,10 +101,25 @@ def _run(tuner: Tuner, head: dict[str, Any], folder: Path) -> None:
         head |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         numbers, picture = write_tuning(facts, head, folder)
         log.info("Numbers: %s%s", numbers, f"\nPicture: {picture}" if picture else "")
+        _hand_over(facts, picture, loggers)
         if done:
             log.info("\n%s", "\n".join(conclusion(facts)))
         else:
             log.info("Stopped; to go on: the same command with %s", shlex.quote(override("tune.resume", str(folder))))
+
+
+def _hand_over(facts: Mapping[str, Any], picture: Path | None, loggers: list[Logger]) -> None:
+    """Log the tables and the picture, and the winner's numbers as metrics."""
+    for table in ("tried", "checked", "final"):
+        if facts[table]:
+            log_table(loggers, f"tune/{table}", facts[table])
+    if picture is not None:
+        log_image(loggers, "tune/picture", picture)
+    for logger in loggers:
+        if facts["final"]:
+            numbers = facts["final"][-1].items()
+            logger.log_metrics({f"tune/{k}": v for k, v in numbers if isinstance(v, (int, float))}, step=0)
+        logger.save()
 
 
 def _announcer(progress: Progress) -> Callable[[str, int], Callable[[], None]]:

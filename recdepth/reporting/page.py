@@ -242,10 +242,10 @@ def _sample(sample: dict[str, Any]) -> dict[str, str]:
 
 
 def _samples_note(run: RunFolder) -> str:
-    newest: dict[str, dict[Any, float]] = {}  # a prompt may be sampled at many steps, which are not independent
+    newest: dict[str, dict[str, float]] = {}  # a prompt may be sampled at many steps, which are not independent
     for s in run.samples:
         if isinstance(score := s.get("score"), (int, float)):
-            newest.setdefault(str(s.get("sampler") or ""), {})[s.get("prompt"), s.get("seed")] = float(score)
+            newest.setdefault(str(s.get("sampler") or ""), {})[str(s.get("prompt"))] = float(score)
     kept = f"The last {SAMPLES_KEPT} of {len(run.samples)}" if len(run.samples) > SAMPLES_KEPT else "All"
     note = f"{kept} of samples.jsonl, newest first."
     if not newest:

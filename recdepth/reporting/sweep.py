@@ -109,7 +109,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """
     try:
         plan: dict[str, Any] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{folder} holds no {PLAN}: it is no sweep folder") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / PLAN} is not JSON: {error}") from error

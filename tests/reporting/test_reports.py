@@ -14,6 +14,7 @@ import pytest
 
 from recdepth.reporting import Status, read_overview, recorded, write_overview, write_report, write_sweep_report
 from recdepth.reporting.__main__ import main, parse
+from recdepth.reporting.files import write_whole
 from recdepth.reporting.overview import differences, short_names
 from recdepth.reporting.page import config_lines
 from recdepth.reporting.runs import higher_is_better, read_run
@@ -193,6 +194,21 @@ def test_a_full_disk_leaves_the_report_of_before(tmp_path: Path, monkeypatch) ->
         write_report(run)
     assert (run / "report.html").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in run.iterdir()) == names
+
+
+def test_pages_go_where_a_link_points_and_to_pipes(tmp_path: Path) -> None:
+    (tmp_path / "published.html").write_text("old")
+    (tmp_path / "page.html").symlink_to(tmp_path / "published.html")
+    assert write_whole(tmp_path / "page.html", "new") == tmp_path / "page.html"
+    assert (tmp_path / "page.html").is_symlink() and (tmp_path / "published.html").read_text() == "new"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "page.html", "\ud800")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "published.html"]
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", "sent")
+    assert os.read(reader, 99) == b"sent"
+    os.close(reader)
 
 
 def test_several_runs_on_one_page(tmp_path: Path) -> None:

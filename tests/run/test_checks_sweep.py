@@ -57,7 +57,8 @@ def test_trials_of_a_search_are_counted_from_one() -> None:
 
 def test_jobs_do_not_share_a_run_folder(tmp_path) -> None:
     (found,) = problems("seed=0,1", f"paths.run_dir={tmp_path}")
-    assert found.startswith("paths.run_dir=… is one folder for all jobs of a sweep; leave it out")
+    assert found == f"seed=1: paths.run_dir={tmp_path} is the folder of several jobs; leave it out"
+    assert problems("seed=0,1", f"paths.run_dir={tmp_path}/s${{seed}}") == []
     assert problems(f"paths.run_dir={tmp_path}/a,{tmp_path}/b", "model=tiny") == []
 
 

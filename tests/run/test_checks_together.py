@@ -181,6 +181,27 @@ def test_a_folder_that_cannot_be_made_is_one_line(launched, tmp_path, script, mo
     assert f"take another by {key}=… or paths.outputs=…" in result.stderr
 
 
+def test_an_error_of_a_run_is_not_taken_for_one_of_its_folder(launched, monkeypatch, tmp_path) -> None:
+    def lost(cfg) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "corpus.txt")
+
+    outputs = tmp_path / "outputs"
+    outputs.symlink_to(tmp_path / "nowhere" / "x")  # only making it tells
+    result = launched("train.py", "-m", "seed=0,1")
+    assert result.returncode == 2 and "the folder cannot be made, " in result.stderr
+    assert "take another by hydra.sweep.dir=…" in result.stderr
+    outputs.unlink()
+    monkeypatch.setattr("recdepth.run.train", lost)
+    with pytest.raises(FileNotFoundError, match="corpus.txt"):
+        launched("train.py")
+
+
+def test_a_search_is_checked_before_it_starts_without_the_flag_too(launched, tmp_path) -> None:
+    result = launched("train.py", "hparams_search=basic", "optimizer.lr=-1")
+    assert result.returncode == 2 and "optimizer.lr=-1 must be above 0" in result.stderr
+    assert not list((tmp_path / "outputs").glob("**/sweep.json"))
+
+
 def test_folders_are_named_by_text(composed) -> None:
     with pytest.raises(ConfigError, match="paths.outputs=null should be a valid string"):
         checks.check_train(composed("paths.outputs=null"))

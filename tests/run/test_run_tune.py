@@ -111,6 +111,15 @@ def test_the_command_that_is_printed_takes_the_winner(trained, tmp_path) -> None
     assert f"tune.name=mine: {path} exists already; give another name, or set tune.overwrite=true" in again.stderr
 
 
+def test_what_was_found_goes_to_the_logger(tuning, tmp_path) -> None:
+    assert tuning("logger=wandb") is not None
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert line["tune/speedup_paper"] == facts(tmp_path)["final"][-1]["speedup_paper"]
+    tables = {path.name.split("_")[0] for path in (tmp_path / "run").glob("wandb/*/files/media/table/tune/*.json")}
+    assert tables == {"tried", "checked", "final"}
+    assert list((tmp_path / "run").glob("wandb/*/files/media/images/tune/picture_*.png"))
+
+
 def test_an_interrupted_tuning_is_resumed_without_measuring_twice(tuning, tmp_path, monkeypatch, capsys) -> None:
     calls: list[str] = []
     evaluate = tune_bench.evaluate
@@ -261,7 +270,6 @@ def test_all_that_is_wrong_is_told_at_once(composed) -> None:
         (["sampler.compile=true"], "sampler.compile=true has no effect with experiment=tune_sampler"),
         (["model_path=${paths.outputs}/train/model"], "data=null: model_path="),
         (["data=word_problems", "data.task.min_steps=0"], "data.task.min_steps=0 must be at least 1"),
-        (["logger=csv"], "logger={"),
         (["stream=true", "batch_size=1"], "stream=true has no effect with experiment=tune_sampler"),
         (["tune.name=a/b"], "tune.name=a/b must be a file's name"),
         (["tune.compile=3"], "tune.compile=3 should be a valid boolean"),
