@@ -128,9 +128,9 @@ def as_long(by_training: ByTraining, training: str) -> list[StudyRun]:
     taken = {run.seed: run.steps * run.step_seconds for run in by_training[training]}
     return [
         run
-        for run in by_training[PLAIN + EQUAL_TIME]
+        for run in by_training.get(PLAIN + EQUAL_TIME, [])
         # the steps of the one were counted with what graphs took to compile, and paces are medians
-        if run.seed not in taken or run.steps * pace.get(run.seed, math.inf) >= 0.95 * taken[run.seed]
+        if run.seed not in taken or run.steps * pace.get(run.seed, 0.0) >= 0.95 * taken[run.seed]
     ]
 
 
@@ -170,14 +170,16 @@ def verdict(by_training: ByTraining) -> list[str]:
         return [*lines, "No training but plain has a sampler of equal accuracy.", ""]
     winner = max(others, key=lambda name: others[name][1].speedup.value)
     name, found = others[winner]
-    over, known = gains(by_training, winner), [plain for plain in (PLAIN, PLAIN + EQUAL_TIME) if best.get(plain)]
+    over, seeds = gains(by_training, winner), {run.seed for run in by_training[winner]}
+    timed = {run.seed for run in by_training.get(PLAIN + EQUAL_TIME, [])} & seeds
+    too_short = timed and not timed & {run.seed for run in as_long(by_training, winner)}
     prompts = sum(run.rows[name]["n"] for run in by_training[winner])
     lines.append(
         f"**{winner}** decodes {spread(found.speedup)} times as fast as {plain[0].reference} (sampler {name}; "
         f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
         f"{spread(base[1].speedup)} times ({base[0]}): a gain of "
         + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
-        + (f" (it took longer than {PLAIN}{EQUAL_TIME}, which says nothing about it)" if len(over) < len(known) else "")
+        + (f" (it took longer than {PLAIN}{EQUAL_TIME}, which says nothing about it)" if too_short else "")
         + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: by the means, "
         + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
         + "."
