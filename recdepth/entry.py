@@ -71,17 +71,17 @@ def launch(main: Callable[[], Any], config_dir: Path, config_name: str, text_key
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        problems = list(composition_problems(config_dir, config_name, sys.argv[1:]))
+        print(ConfigError(problems or [_first_lines(error)]), file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:  # behind Hydra's, some of which are one
         begun, frames = getattr(main, "__wrapped__", main).__code__, [f.f_code for f, _ in walk_tb(error.__traceback__)]
         if begun in frames or "mkdir" not in (code.co_name for code in frames):
             raise
         key = "hydra.sweep.dir" if _sweeping(sys.argv[1:]) else "hydra.run.dir"
         problem = f"the folder cannot be made, {error.filename}: {error.strerror}; take another by {key}=…"
         print(ConfigError([f"{problem} or paths.outputs=…"]), file=sys.stderr)
-        return USER_ERROR
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        problems = list(composition_problems(config_dir, config_name, sys.argv[1:]))
-        print(ConfigError(problems or [_first_lines(error)]), file=sys.stderr)
         return USER_ERROR
     return FAILED if sweep is not None and sweep.unfinished else 0
 
