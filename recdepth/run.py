@@ -215,7 +215,7 @@ def _trainer(cfg: DictConfig, data: DataModule, folder: Path) -> lightning.Train
     callbacks.append(Export(folder / "model", data.tokenizer))
     continued = _continued(cfg, folder)
     callbacks.append(KeepWandbRun(folder, continued))
-    loggers = loggers_of(cfg, folder, **({"id": continued.id} if continued is not None else {}))
+    loggers = _loggers(cfg, folder, **({"id": continued.id} if continued is not None else {}))
     progress = "progress" in callback_nodes(cfg)
     return checks.build(cfg, "trainer", callbacks=callbacks, logger=loggers, enable_progress_bar=progress)
 
@@ -243,12 +243,21 @@ def _continued(cfg: DictConfig, folder: Path) -> WandbRun | None:
     return known
 
 
-def loggers_of(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
+def _loggers(cfg: DictConfig, folder: Path, **settings: Any) -> list[Logger]:
     """The chosen logger and ``metrics.jsonl``, last; jobs of a sweep are a group of its name, unless one is given."""
     sweep = lifecycle.sweep_folder()
     group = {"group": sweep.name} if sweep is not None and (cfg.get("logger") or {}).get("group", "") is None else {}
     chosen: list[Logger] = [checks.build(cfg, "logger", **group, **settings)] if cfg.get("logger") else []
     return [*chosen, MetricsFile(folder / "metrics.jsonl")]
+
+
+def described_loggers(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> list[Logger]:
+    """The loggers of a run without training, which have been told its settings and circumstances."""
+    loggers = _loggers(cfg, folder)
+    for logger in loggers:
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        logger.log_hyperparams({**settings, "run": facts})
+    return loggers
 
 
 def _describe(cfg: DictConfig, facts: dict[str, Any], module: TrainingModule, trainer: lightning.Trainer) -> None:

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from . import lifecycle
 from .checks_sample import check_sample
 from .console import append_jsonl, show, show_stats
 from .nodes import build
 from .reporting import read_metrics
-from .run import loggers_of, reported
+from .run import described_loggers, reported
 from .sampling import SampleStats
 from .settings import ConfigError
 from .sources import Source, data_of_run, load, run_folder, source_of_model, source_of_run
@@ -47,10 +47,7 @@ def sample(cfg: DictConfig) -> list[str]:
     show(f"{source.path} · {sampler.name} · {source.model.device}")
     watch = Watch(sampler, source, cfg.trace, cfg.stream, call)
     with reported(folder, cfg.report), lifecycle.closing():
-        loggers = loggers_of(cfg, folder)
-        for logger in loggers:
-            settings: Any = OmegaConf.to_container(cfg, resolve=True)
-            logger.log_hyperparams({**settings, "run": facts})
+        loggers = described_loggers(cfg, folder, facts)
         samples, total = _sample_all(
             watch, cfg.batch_size, [folder, None if lifecycle.sweep_folder() else source.run_folder], record
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
@@ -26,7 +26,7 @@ from .models import RecurrentDepthForCausalLM, load_tokenizer
 from .nodes import override
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
-from .run import loggers_of
+from .run import described_loggers
 from .sampling import Sampler
 from .settings import ConfigError
 from .sources import data_of_run, load, run_folder
@@ -75,11 +75,7 @@ def tune(cfg: DictConfig) -> float | None:
     head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
     head["measurements_taken_over"] = kept.taken_over
     with lifecycle.closing():
-        loggers = loggers_of(cfg, folder)
-        for logger in loggers:
-            settings: Any = OmegaConf.to_container(cfg, resolve=True)
-            logger.log_hyperparams({**settings, "run": facts})
-        _run(tuner, head, folder, loggers)
+        _run(tuner, head, folder, described_loggers(cfg, folder, facts))
     if tuner.winner is None:
         return None
     prompt = [f"prompt={fresh[0].prompt}"] if cfg.model_path is not None else []
