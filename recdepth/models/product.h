@@ -31,6 +31,23 @@ inline void multiply(const T* x, int64_t inner, const T* weight, int64_t columns
     for (int c = 0; c < C; ++c) store(y + m * columns + c * lanes, sum[m][c], WHOLE ? lanes : filled);
 }
 
+// Give every thread its part: of the rows, a whole number of tiles, where that is fair, else of the columns. `work` is
+// called with the rows [row, end) and the units of columns [first, last), `cost` multiply-adds each for every row.
+template <typename F>
+void share_out(int64_t rows, int64_t tile, int64_t units, int64_t cost, const F& work) {
+  constexpr int64_t least = 200000;  // multiply-adds of a part
+  const int64_t tiles = (rows + tile - 1) / tile, threads = at::get_num_threads();
+  if (tiles % threads == 0 || tiles >= 4 * threads) {
+    at::parallel_for(0, tiles, std::max<int64_t>(1, least / (tile * units * cost)), [&](int64_t from, int64_t to) {
+      work(from * tile, std::min(rows, to * tile), 0, units);
+    });
+  } else {
+    at::parallel_for(0, units, std::max<int64_t>(1, least / (rows * cost)), [&](int64_t from, int64_t to) {
+      work(0, rows, from, to);
+    });
+  }
+}
+
 // y [ROWS, columns] = x [ROWS, inner] times the weight, which lies as its transpose: [inner, columns] in memory.
 template <typename T, int ROWS>
 void product(const T* x, const T* weight, T* y, int64_t inner, int64_t columns) {
@@ -41,24 +58,28 @@ void product(const T* x, const T* weight, T* y, int64_t inner, int64_t columns) 
   constexpr int tile = 8, sums = 24;  // of 32
 #endif
   constexpr int rest = ROWS % tile, most = std::min(ROWS, tile);
-  constexpr int at_once = most == 1 ? 8 : most < 6 ? std::min(4, sums / most) : sums / most, wide = at_once * lanes;
-  const int64_t whole = columns / wide, single = (columns - whole * wide + lanes - 1) / lanes;
-  const int64_t grain = std::max<int64_t>(1, 200000 / (ROWS * inner * lanes));
-  at::parallel_for(0, whole + single, grain, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t column = i < whole ? i * wide : whole * wide + (i - whole) * lanes;
+  constexpr int at_once = most == 1 ? 8 : most < 6 ? std::min(4, sums / most) : sums / most;
+  const int64_t vectors = (columns + lanes - 1) / lanes;
+  share_out(ROWS, tile, vectors, inner * lanes, [&](int64_t row, int64_t end, int64_t vector, int64_t last) {
+    while (vector < last) {
+      const int64_t column = vector * lanes, full = std::min(last, columns / lanes) - vector;
       const int filled = std::min<int64_t>(lanes, columns - column);
-      const auto block = [&](auto rows, int64_t row) {
-        const T* from_here = x + row * inner;
-        T* to_here = y + row * columns + column;
-        constexpr int M = decltype(rows)::value;
-        if (i < whole) multiply<T, M, at_once>(from_here, inner, weight + column, columns, to_here, lanes);
-        else multiply<T, M, 1, false>(from_here, inner, weight + column, columns, to_here, filled);
+      const auto strip = [&](auto width) {
+        constexpr int C = decltype(width)::value;
+        const auto block = [&](auto rows, int64_t row) {
+          multiply<T, decltype(rows)::value, C, (C > 1)>(
+              x + row * inner, inner, weight + column, columns, y + row * columns + column, filled);
+        };
+        // a strip of the weight stays in the cache while all rows take it
+        if constexpr (ROWS >= tile)
+          for (int64_t i = row; i + tile <= end; i += tile) block(std::integral_constant<int, tile>(), i);
+        if constexpr (rest > 0)
+          if (end == ROWS) block(std::integral_constant<int, rest>(), ROWS - rest);
+        vector += C;
       };
-      // a strip of the weight stays in the cache while all rows take it
-      if constexpr (ROWS >= tile)
-        for (int64_t row = 0; row + tile <= ROWS; row += tile) block(std::integral_constant<int, tile>(), row);
-      if constexpr (rest > 0) block(std::integral_constant<int, rest>(), ROWS - rest);
+      if (full >= at_once) strip(std::integral_constant<int, at_once>());
+      else if (full >= 2) strip(std::integral_constant<int, 2>());
+      else strip(std::integral_constant<int, 1>());
     }
   });
 }
@@ -89,23 +110,22 @@ inline void multiply_plain(const T* x, int64_t inner, const T* weight, T* y, int
 template <typename T, int ROWS>
 void product_plain(const T* x, const T* weight, T* y, int64_t inner, int64_t columns) {
   constexpr int tile = 4, strip = 64, rest = ROWS % tile;
-  const int64_t strips = (columns + strip - 1) / strip;
-  const int64_t grain = std::max<int64_t>(1, 200000 / (ROWS * inner * strip));
-  at::parallel_for(0, strips, grain, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t end = std::min(columns, (i + 1) * strip);
+  share_out(ROWS, tile, columns, inner, [&](int64_t row, int64_t end, int64_t first, int64_t last) {
+    for (; first < last; first += strip) {
+      const int64_t stop = std::min(last, first + strip);
       const auto block = [&](auto rows, int64_t row) {
         constexpr int M = decltype(rows)::value;
-        const T* from_here = x + row * inner;
-        int64_t column = i * strip;
-        for (; column + tile <= end; column += tile)
-          multiply_plain<T, M, tile>(from_here, inner, weight + column * inner, y + row * columns + column, columns);
-        for (; column < end; ++column)
-          multiply_plain<T, M, 1>(from_here, inner, weight + column * inner, y + row * columns + column, columns);
+        const T* from = x + row * inner;
+        int64_t column = first;
+        for (; column + tile <= stop; column += tile)
+          multiply_plain<T, M, tile>(from, inner, weight + column * inner, y + row * columns + column, columns);
+        for (; column < stop; ++column)
+          multiply_plain<T, M, 1>(from, inner, weight + column * inner, y + row * columns + column, columns);
       };
       if constexpr (ROWS >= tile)
-        for (int64_t row = 0; row + tile <= ROWS; row += tile) block(std::integral_constant<int, tile>(), row);
-      if constexpr (rest > 0) block(std::integral_constant<int, rest>(), ROWS - rest);
+        for (int64_t i = row; i + tile <= end; i += tile) block(std::integral_constant<int, tile>(), i);
+      if constexpr (rest > 0)
+        if (end == ROWS) block(std::integral_constant<int, rest>(), ROWS - rest);
     }
   });
 }

@@ -144,10 +144,10 @@ def test_products_of_ours_are_the_same_for_any_number_of_rows(dtype, two_threads
     shapes = (16, 8), (31, 130), (128, 900), (70, 1)
     weights = [torch.randn(inner, outer, dtype=dtype).t() for inner, outer in shapes]
     weights += [weight.contiguous() for weight in weights]  # as a tied embedding lies
-    xs = [torch.randn(19, weight.shape[1], dtype=dtype) for weight in weights]
+    xs = [torch.randn(37, weight.shape[1], dtype=dtype) for weight in weights]
 
     def every(xs, weights):
-        counts = 1, 2, 3, 4, 5, 8, 16, 19
+        counts = 1, 2, 3, 4, 5, 8, 16, 19, 37
         return [[products.multiply(x[:n], w) + 0 for n in counts] for x, w in zip(xs, weights, strict=True)]
 
     compiled = torch.compile(every, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
