@@ -26,7 +26,7 @@ from .models import RecurrentDepthForCausalLM, load_tokenizer
 from .nodes import override
 from .reporting import print_tuning, sampler_yaml, write_tuning
 from .reporting.tuning import conclusion
-from .run import described_loggers
+from .run import described_loggers, reported
 from .sampling import Sampler
 from .settings import ConfigError
 from .sources import data_of_run, load, run_folder
@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 def tune(cfg: DictConfig) -> float | None:
     """Tune as configured: print what was found, and write it into the run folder and as ``sampler=local/<name>``.
 
-    ``tune.jsonl`` has every measurement as it comes, ``tune.json`` and ``tune.png`` what was found, also after Ctrl-C.
+    ``tune.jsonl`` has every measurement as it comes, ``tune.json``, ``tune.png`` and ``report.html`` what was found,
+    also after Ctrl-C.
 
     Returns:
         how many times as fast as the paper's default the winner is; None without one.
@@ -74,12 +75,12 @@ def tune(cfg: DictConfig) -> float | None:
     )
     head = {"command": facts["command"], "model": given, "started": facts["started"], "machine": decoding.machine}
     head["measurements_taken_over"] = kept.taken_over
-    with lifecycle.closing():
+    with reported(folder, cfg.report), lifecycle.closing():
         _run(tuner, head, folder, described_loggers(cfg, folder, facts))
-    if tuner.winner is None:
-        return None
-    prompt = [f"prompt={fresh[0].prompt}"] if cfg.model_path is not None else []
-    _write_winner(tuner, folder, [f"model: {given}", f"command: {shlex.join(facts['command'])}"], [given, *prompt])
+        if tuner.winner is None:
+            return None
+        prompt = [f"prompt={fresh[0].prompt}"] if cfg.model_path is not None else []
+        _write_winner(tuner, folder, [f"model: {given}", f"command: {shlex.join(facts['command'])}"], [given, *prompt])
     return float(tuner.facts()["final"][-1]["speedup_paper"])
 
 

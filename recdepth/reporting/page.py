@@ -17,8 +17,10 @@ from .curves import draw_depth_loss, plot_depth_loss, plot_training_curves, seri
 from .files import write_whole
 from .html import Cell, Chart, Key, Table, Tile, duration, moment, number, picture, render, text_cells
 from .runs import RunFolder, overridden, read_run
+from .tuning import conclusion, notes, tables
 
 SAMPLES_SHOWN, SAMPLES_KEPT = 6, 60
+_SIGNS = tuple("+-0123456789")  # what a number begins with
 _MACHINE = ("started", "device", "threads", "platform", "python", "torch", "lightning", "transformers", "git_commit")
 
 
@@ -71,6 +73,7 @@ def _contents(run: RunFolder, title: str | None) -> dict[str, Any]:
         "comparison": comparison_table(run.comparison) if run.comparison else None,
         "comparison_figure": comparison_chart(run.comparison) if run.comparison else None,
         "evaluation": evaluation_table(run),
+        **_tuning(run),
         "wavefront_picture": picture(wavefront) if wavefront.is_file() else None,
         "wavefront_page": "wavefront.html" if (run.path / "wavefront.html").is_file() else None,
         "curves": _curves(run),
@@ -148,6 +151,26 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
 def comparison_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy against speed-up."""
     return Chart("Accuracy against speed-up", svg(draw_comparison, rows, label="accuracy against speed-up"), wide=True)
+
+
+def _tuning(run: RunFolder) -> dict[str, Any]:
+    """What a tuning found: sentences, tables, the picture, and the winner's file; empty where the run tuned nothing."""
+    if not run.tuning:
+        return {"tuning": [], "tuning_tables": [], "tuning_notes": [], "tuning_picture": None, "tuned": None}
+    name, drawn = f"{(run.config.get('tune') or {}).get('name')}.yaml", run.path / "tune.png"
+    tuned = run.path / name
+    grids = []
+    for grid in tables(run.tuning):
+        words = [i for i, column in enumerate(zip(*grid.rows, strict=True)) if not any(c[:1] in _SIGNS for c in column)]
+        rows = [[Cell(text, kind="text" if i in words else "") for i, text in enumerate(row)] for row in grid.rows]
+        grids.append(Table(grid.title, grid.headers, rows, text_columns=words))
+    return {
+        "tuning": conclusion(run.tuning),
+        "tuning_tables": grids,
+        "tuning_notes": notes(run.tuning) if grids else [],
+        "tuning_picture": picture(drawn) if drawn.is_file() else None,
+        "tuned": (name, tuned.read_text(encoding="utf-8")) if tuned.is_file() else None,
+    }
 
 
 def evaluation_table(run: RunFolder) -> Table | None:

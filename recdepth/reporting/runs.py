@@ -34,6 +34,7 @@ class RunFolder:
         records: of ``metrics.jsonl``.
         samples: of ``samples.jsonl``.
         comparison: rows of ``comparison.json``.
+        tuning: what a tuning of sampler settings found, of ``tune.json``.
         wandb: its W&B run.
         problems: files that are there and cannot be read, each with the reason.
     """
@@ -46,6 +47,7 @@ class RunFolder:
     records: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     comparison: list[dict[str, Any]] = field(default_factory=list)
+    tuning: dict[str, Any] = field(default_factory=dict)
     wandb: WandbRun | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -135,6 +137,7 @@ def read_run(folder: Path | str) -> RunFolder:
         records=_dictionaries(read("metrics.jsonl", read_metrics, [], list)),
         samples=_dictionaries(read("samples.jsonl", read_metrics, [], list)),
         comparison=_dictionaries(read("comparison.json", _json, [], list)),
+        tuning=read("tune.json", _json, {}, dict),
         wandb=read(FILE, lambda path: wandb_run_of(path.parent), None, WandbRun),
         problems=problems,
     )

@@ -1,5 +1,6 @@
 """`sample.py experiment=tune_sampler`: from a run folder to a sampler by name, interrupted and resumed, and errors."""
 
+import html
 import json
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from recdepth import checks, checks_tune, run_tune
 from recdepth.evaluation import tune_bench
 from recdepth.evaluation.tune import FinalCheck, Search, Tuning
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
+from recdepth.reporting.tuning import conclusion
 from recdepth.sampling import Autoregressive, DiffusionForcing, presets
 from recdepth.settings import ConfigError
 
@@ -111,13 +113,20 @@ def test_the_command_that_is_printed_takes_the_winner(trained, tmp_path) -> None
     assert f"tune.name=mine: {path} exists already; give another name, or set tune.overwrite=true" in again.stderr
 
 
-def test_what_was_found_goes_to_the_logger(tuning, tmp_path) -> None:
+def test_what_was_found_goes_to_the_logger_and_into_the_report(tuning, tmp_path) -> None:
     assert tuning("logger=wandb") is not None
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert line["tune/speedup_paper"] == facts(tmp_path)["final"][-1]["speedup_paper"]
     tables = {path.name.split("_")[0] for path in (tmp_path / "run").glob("wandb/*/files/media/table/tune/*.json")}
     assert tables == {"tried", "checked", "final"}
     assert list((tmp_path / "run").glob("wandb/*/files/media/images/tune/picture_*.png"))
+
+    page, found = (tmp_path / "run" / "report.html").read_text(), facts(tmp_path)
+    sentences = [html.escape(line, quote=False) for line in conclusion(found)]
+    wanted = [*sentences, "Finalists on fresh prompts", "tuned.yaml", "_target_: recdepth.sampling", "badge good"]
+    for words in [*wanted, found["reference"], found["paper"], found["winner"]]:
+        assert words in page, words
+    assert page.count("data:image/png;base64,") == 1
 
 
 def test_an_interrupted_tuning_is_resumed_without_measuring_twice(tuning, tmp_path, monkeypatch, capsys) -> None:
@@ -135,6 +144,8 @@ def test_an_interrupted_tuning_is_resumed_without_measuring_twice(tuning, tmp_pa
         tuning(folder="first")
     assert len((tmp_path / "first" / "tune.jsonl").read_text().splitlines()) == 1 + 6
     assert facts(tmp_path, "first")["winner"] is None
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert "interrupted" in page and "No setting is confirmed" in page
     assert not (tmp_path / "local").exists()
 
     monkeypatch.setattr(tune_bench, "evaluate", lambda *a, **k: calls.append("") or evaluate(*a, **k))
@@ -161,11 +172,12 @@ def test_when_none_fits_nothing_is_written(tuning, tmp_path, monkeypatch) -> Non
         return found
 
     monkeypatch.setattr(tune_bench, "evaluate", losing)
-    assert tuning() is None
+    assert tuning("report=false") is None
     found = facts(tmp_path)
     assert (found["winner"], found["final"]) == (None, [])
     assert {row["fate"] for row in found["tried"]} == {"beyond the budget"}
     assert not (tmp_path / "local").exists() and not list((tmp_path / "run").glob("*.yaml"))
+    assert not (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "tune.png").stat().st_size > 0
 
 
