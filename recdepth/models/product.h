@@ -77,7 +77,8 @@ void product(const T* x, const T* weight, T* y, int64_t inner, int64_t columns) 
           if (end == ROWS) block(std::integral_constant<int, rest>(), ROWS - rest);
         vector += C;
       };
-      if (full >= at_once) strip(std::integral_constant<int, at_once>());
+      // a strip of one vector takes nearly as long as one of three: of four left, two and two
+      if (full >= at_once && (at_once != 3 || full != 4)) strip(std::integral_constant<int, at_once>());
       else if (full >= 2) strip(std::integral_constant<int, 2>());
       else strip(std::integral_constant<int, 1>());
     }
