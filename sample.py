@@ -22,8 +22,8 @@ def main(cfg: DictConfig) -> float | list[float | None] | None:
     with user_errors():
         if cfg.tune is not None:
             run_tune.tune(cfg)
-            return None
-        run_sample.sample(cfg)
+        else:
+            run_sample.sample(cfg)
         return run_sample.sample_metric(cfg)
 
 

@@ -26,6 +26,16 @@ _UNUSED: dict[str, tuple[Any, str]] = {
     "trace": (False, "trace the winner afterwards, sampler=local/<name> trace=true"),
 }
 TUNE_LOG = "tune.jsonl"
+#: What sweeps over tunings may compare them by, of the winner: its speed over the paper's default and over decoding one
+#: token at a time, and so on; accuracy on the fresh prompts.
+TUNE_METRICS = (
+    "tune/speedup_paper",
+    "tune/speedup",
+    "tune/tokens_per_second",
+    "tune/core_passes_per_token",
+    "tune/token_passes_per_token",
+    "tune/accuracy",
+)
 
 
 def local_samplers() -> Path:

@@ -77,9 +77,10 @@ def _sample_all(
 
 
 def sample_metric(cfg: DictConfig) -> float | list[float | None] | None:
-    """What ``optimized_metric`` names, of the sampling that this run has done; None for what it has not measured."""
-    (*_, metrics) = read_metrics(Path(cfg.paths.run_dir) / "metrics.jsonl")
-    wanted = cfg.optimized_metric
+    """What ``optimized_metric`` names, of what this run has sampled or tuned; None for what it has not measured."""
+    file, wanted = Path(cfg.paths.run_dir) / "metrics.jsonl", cfg.optimized_metric
+    records = read_metrics(file) if file.is_file() else []
+    metrics = records[-1] if records else {}  # a tuning without a winner logs none
     if wanted is None or isinstance(wanted, str):
         return None if wanted is None else metrics.get(wanted)
     return [metrics.get(name) for name in wanted]

@@ -114,7 +114,7 @@ def _hand_over(facts: Mapping[str, Any], picture: Path | None, loggers: list[Log
         log_image(loggers, "tune/picture", picture)
     for logger in loggers:
         if facts["final"]:
-            numbers = facts["final"][-1].items()
+            numbers = {**facts["final"][-1], "accuracy": facts["checked"][-1]["accuracy"]}.items()
             logger.log_metrics({f"tune/{k}": v for k, v in numbers if isinstance(v, (int, float))}, step=0)
         logger.save()
 

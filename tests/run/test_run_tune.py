@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from recdepth import checks, checks_tune, run_tune
+from recdepth import checks, checks_tune, run_sample, run_tune
 from recdepth.evaluation import tune_bench
 from recdepth.evaluation.tune import FinalCheck, Search, Tuning
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
@@ -68,7 +68,10 @@ def tuning(composed, trained) -> Callable[..., float | None]:
     """Tune in this process."""
 
     def run(*overrides: str, folder: str = "run", source: str = "run_dir='{}'") -> float | None:
-        return run_tune.tune(composed(*SMALL, source.format(trained), *overrides, name="sample", folder=folder))
+        cfg = composed(*SMALL, source.format(trained), *overrides, name="sample", folder=folder)
+        speedup = run_tune.tune(cfg)
+        assert run_sample.sample_metric(cfg) == speedup
+        return speedup
 
     return run
 
@@ -117,6 +120,7 @@ def test_what_was_found_goes_to_the_logger_and_into_the_report(tuning, tmp_path)
     assert tuning("logger=wandb") is not None
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert line["tune/speedup_paper"] == facts(tmp_path)["final"][-1]["speedup_paper"]
+    assert set(checks_tune.TUNE_METRICS) <= line.keys()
     tables = {path.name.split("_")[0] for path in (tmp_path / "run").glob("wandb/*/files/media/table/tune/*.json")}
     assert tables == {"tried", "checked", "final"}
     assert list((tmp_path / "run").glob("wandb/*/files/media/images/tune/picture_*.png"))
@@ -283,6 +287,7 @@ def test_all_that_is_wrong_is_told_at_once(composed) -> None:
         (["model_path=${paths.outputs}/train/model"], "data=null: model_path="),
         (["data=word_problems", "data.task.min_steps=0"], "data.task.min_steps=0 must be at least 1"),
         (["stream=true", "batch_size=1"], "stream=true has no effect with experiment=tune_sampler"),
+        (["optimized_metric=accuracy"], "optimized_metric=accuracy is not logged by experiment=tune_sampler"),
         (["tune.name=a/b"], "tune.name=a/b must be a file's name"),
         (["tune.compile=3"], "tune.compile=3 should be a valid boolean"),
     ],
