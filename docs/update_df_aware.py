@@ -172,14 +172,17 @@ def verdict(by_training: ByTraining) -> list[str]:
     name, found = others[winner]
     over, seeds = gains(by_training, winner), {run.seed for run in by_training[winner]}
     timed = {run.seed for run in by_training.get(PLAIN + EQUAL_TIME, [])} & seeds
-    too_short = timed and not timed & {run.seed for run in as_long(by_training, winner)}
+    enough = timed & {run.seed for run in as_long(by_training, winner)}
+    shown_by = f" (on {len(enough)} of {len(seeds)} seeds)" if enough and enough < seeds else ""
+    if timed and not enough:
+        shown_by = f" (it took longer than {PLAIN}{EQUAL_TIME}, which says nothing about it)"
     prompts = sum(run.rows[name]["n"] for run in by_training[winner])
     lines.append(
         f"**{winner}** decodes {spread(found.speedup)} times as fast as {plain[0].reference} (sampler {name}; "
         f"{spread(found.difference, 2, 100, '+')} points to it over {prompts} prompts), plain training at most "
         f"{spread(base[1].speedup)} times ({base[0]}): a gain of "
         + ", ".join(f"{spread(ratio)} over {plain}" for plain, ratio in over.items())
-        + (f" (it took longer than {PLAIN}{EQUAL_TIME}, which says nothing about it)" if too_short else "")
+        + shown_by
         + f". Hoped for were {GAIN:g} over plain training and {SPEEDUP:g} over {plain[0].reference}: by the means, "
         + reached(min(ratio.value for ratio in over.values()), found.speedup.value)
         + "."

@@ -149,6 +149,7 @@ def test_the_page_has_every_number_and_the_gain(runs) -> None:
     line = next(line for line in page.splitlines() if line.startswith("| aware | 3 |"))
     assert line.endswith("| 1.82 ± 0.42 | 1.50 |")  # 8/4, 9/5 and 10/6; of seed 1 alone 9/6
     assert "9.00 ± 2.48" in line and "nan" not in page
+    assert "over next_token, 1.50 over next_token, equal time (on 1 of 3 seeds)." in page
     assert "**aware** decodes 9.00 ± 2.48 times" in page and "by the means, the first is reached" in page
     assert "over the same on plain training: exact 1.00 ± 0.00 times as fast" in page
     assert "No plain runs" in page
