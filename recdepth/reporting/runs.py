@@ -137,7 +137,7 @@ def read_run(folder: Path | str) -> RunFolder:
         records=_dictionaries(read("metrics.jsonl", read_metrics, [], list)),
         samples=_dictionaries(read("samples.jsonl", read_metrics, [], list)),
         comparison=_dictionaries(read("comparison.json", _json, [], list)),
-        tuning=read("tune.json", _json, {}, dict),
+        tuning=read("tune.json", _found, {}, dict),
         wandb=read(FILE, lambda path: wandb_run_of(path.parent), None, WandbRun),
         problems=problems,
     )
@@ -176,6 +176,14 @@ def _dictionaries(rows: list[Any]) -> list[dict[str, Any]]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _found(path: Path) -> Any:
+    """What a tuning found."""
+    facts, needed = _json(path), {"tried", "checked", "final", "winner", "reference", "paper", "budget", "compile"}
+    if isinstance(facts, dict) and (missing := sorted(needed - facts.keys())):
+        raise ValueError(f"{', '.join(missing)} missing")
+    return facts
 
 
 def _yaml(path: Path) -> Any:

@@ -125,9 +125,11 @@ def test_a_killed_run_gets_a_report_and_what_cannot_be_read_is_named(tmp_path: P
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tr')  # half a line, as a kill leaves it
     (run / "comparison.json").write_text('[{"sampler": "a')
+    (run / "tune.json").write_text('{"tried": [], "checked": [], "final": [], "winner": null}')
     page = Outline(write_report(run))
     assert "run killed" in page.text
     assert "Cannot be read: comparison.json: Unterminated string" in page.text
+    assert "Cannot be read: tune.json: budget, compile, paper, reference missing" in page.text
     assert read_run(run).last("val/loss") == 1.5
     alive = make_run(tmp_path / "alive", state="running", pid=os.getpid(), host=platform.node())
     assert read_run(alive).status.state == "running"
