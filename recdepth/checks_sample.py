@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from .checks_sweep import folders, goals, listed, on_error
-from .checks_tune import TUNE_METRICS, check_tune
+from .checks_tune import check_tune
 from .nodes import SEEDS, attempt, check_nodes, within
 from .sampling.tokens import TokenChooser
 from .settings import ConfigError, Findings, keyed, suggest
@@ -121,10 +121,9 @@ SAMPLE_METRICS = (
 
 
 def _known_metric(cfg: DictConfig) -> Iterator[str]:
-    known, what = (SAMPLE_METRICS, "sample.py") if cfg.tune is None else (TUNE_METRICS, "experiment=tune_sampler")
-    for name in listed(cfg.optimized_metric):
-        if name not in known:
-            yield f"optimized_metric={name} is not logged by {what}{suggest(name, known)}"
+    for name in listed(cfg.optimized_metric) if cfg.tune is None else ():
+        if name not in SAMPLE_METRICS:
+            yield f"optimized_metric={name} is not logged by sample.py{suggest(name, SAMPLE_METRICS)}"
 
 
 _SAMPLING: dict[str, Callable[[DictConfig], Iterable[str]]] = {

@@ -11,11 +11,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from .checks_sweep import listed
 from .evaluation.tune_space import space_problems
 from .models import can_compile
 from .nodes import attempt, build
 from .sampling import Sampler
-from .settings import Findings, hints_of, mismatch, shown
+from .settings import Findings, hints_of, mismatch, shown, suggest
 
 #: Settings of sampling that tuning has no use for, with their defaults and what to do instead.
 _UNUSED: dict[str, tuple[Any, str]] = {
@@ -67,6 +68,8 @@ def check_tune(cfg: DictConfig, found: Findings) -> None:
     for key, (default, instead) in _UNUSED.items():
         if not found.touch(key) and cfg[key] != default:
             found.add(key, [f"{key}={shown(cfg[key])} has no effect with experiment=tune_sampler: {instead}"])
+    if not found.touch("optimized_metric"):
+        found.add("optimized_metric", _metrics(cfg.optimized_metric))
     if not found.touch("tune.name", "tune.overwrite"):
         found.add("tune.name", _target(cfg.tune.name, cfg.tune.overwrite))
     if not found.touch("tune.resume"):
@@ -75,6 +78,13 @@ def check_tune(cfg: DictConfig, found: Findings) -> None:
         found.add("tune.compile", _compile(cfg))
     if not found.touch("data", "model_path"):
         found.add("data", _data(cfg))
+
+
+def _metrics(names: Any) -> Iterator[str]:
+    for name in listed(names):
+        if name not in TUNE_METRICS:
+            hint = suggest(name, TUNE_METRICS)
+            yield f"optimized_metric={name} is not logged by experiment=tune_sampler{hint}"
 
 
 def _target(name: str, overwrite: bool) -> Iterator[str]:
