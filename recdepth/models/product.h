@@ -31,13 +31,14 @@ inline void multiply(const T* x, int64_t inner, const T* weight, int64_t columns
     for (int c = 0; c < C; ++c) store(y + m * columns + c * lanes, sum[m][c], WHOLE ? lanes : filled);
 }
 
-// Give every thread its part: of the rows, a whole number of tiles, where that is fair, else of the columns. `work` is
-// called with the rows [row, end) and the units of columns [first, last), `cost` multiply-adds each for every row.
+// Give every thread its part: of the rows, a whole number of tiles, where that is fair and every core can hold the weight,
+// else of the columns. `work` is called with the rows [row, end) and the units of columns [first, last), `cost`
+// multiply-adds each for every row.
 template <typename F>
 void share_out(int64_t rows, int64_t tile, int64_t units, int64_t cost, const F& work) {
-  constexpr int64_t least = 200000;  // multiply-adds of a part
+  constexpr int64_t least = 200000, held = 1 << 18;  // multiply-adds of a part, numbers of a weight
   const int64_t tiles = (rows + tile - 1) / tile, threads = at::get_num_threads();
-  if (tiles % threads == 0 || tiles >= 4 * threads) {
+  if (units * cost <= held && (tiles % threads == 0 || tiles >= 4 * threads)) {
     at::parallel_for(0, tiles, std::max<int64_t>(1, least / (tile * units * cost)), [&](int64_t from, int64_t to) {
       work(from * tile, std::min(rows, to * tile), 0, units);
     });
