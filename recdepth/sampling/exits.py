@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.linalg import vector_norm
 
 State = Float[Tensor, "batch lanes dim"]
 Logits = Float[Tensor, "batch lanes vocab"]
@@ -81,7 +82,7 @@ class LatentDiff:
 
     def score(self, now: Feature, before: Feature, previous: Score) -> Score:
         now, before = _wide(now), _wide(before)
-        return (now - before).norm(dim=-1) / now.norm(dim=-1)
+        return vector_norm(now - before, dim=-1) / vector_norm(now, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,8 @@ class Cosine:
         return state
 
     def score(self, now: Feature, before: Feature, previous: Score) -> Score:
-        now, before = _wide(now), _wide(before)
-        turned = now / now.norm(dim=-1, keepdim=True) - before / before.norm(dim=-1, keepdim=True)
-        return turned.square().sum(-1) / 2  # = 1 − cos, but precise at small angles and never below 0
+        now, before = (x / vector_norm(x, dim=-1, keepdim=True) for x in (_wide(now), _wide(before)))
+        return (now - before).square().sum(-1) / 2  # = 1 − cos, but precise at small angles and never below 0
 
 
 @dataclass(frozen=True)

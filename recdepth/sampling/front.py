@@ -313,9 +313,9 @@ class Front:
         self.finished = self.finished | stops.any(1)
         return committed & (stops.cumsum(1) - stops == 0)  # up to the first one
 
-    def stop_in(self, tokens: Int[np.ndarray, "batch tokens"]) -> Bool[np.ndarray, "batch 1"]:
+    def stop_in(self, tokens: Int[np.ndarray, "batch tokens"]) -> Bool[np.ndarray, " batch"]:
         """Whether any of each row's tokens is a stop token."""
-        return np.asarray(self._stops(tokens).any(1))[:, None]
+        return np.asarray((tokens[..., None] == self.stop).any((1, 2)))
 
     def _stops(self, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
         return np.asarray((tokens[..., None] == self.stop).any(-1))

@@ -72,7 +72,7 @@ class Speculation(Wavefront):
                 break
             e, s = place.read(self.embedded), place.read(self.states)
         self._spared = np.zeros_like(lanes.positions)
-        s = self._climb(e, s, lanes, place, span, below)
+        s, resting = self._climb(e, s, lanes, place, span, below)
         self.stats.readouts += int(lanes.active.sum())
         chosen = self.choose(self.seams.decode(s, self.cache, span), self._streams, span.positions + 1)
         proposals, tokens = chosen.cpu().numpy()[:, : lanes.width], self.front.input_tokens(lanes)
@@ -80,6 +80,8 @@ class Speculation(Wavefront):
         outcome = replace(outcome, age=outcome.age - self._spared)
         self._treat_flips(lanes, outcome, place)
         self._settle(lanes, outcome)
+        if resting and not self.front.finished.all():  # later rounds read them
+            self._repeat_keys(lanes, *resting)
         if self.tracer is not None:
             self._record(number, lanes, tokens, proposals, None, outcome)
 
@@ -91,36 +93,48 @@ class Speculation(Wavefront):
         Returns:
             the drafted tokens of each row; what is behind a row's lanes, or its first stop token, may be anything.
         """
-        most = int((lanes.active.sum(1) - known).max())
+        behind = np.maximum(self.front.width - known, 0)
         offsets = np.arange(known.max())[None]
         wanted = lanes.active[:, : known.max()] & (offsets < known[:, None])
         lane, span = self._place(np.where(wanted, lanes.positions[:, : known.max()], -1))
         tokens = self._lay(self.front.input_tokens(lanes)[:, : known.max()])
         s = self._shallow(tokens, lane, span, wanted, depth)
-        if not most:  # what the last lane says is known after the climb
+        if not behind.any():  # what the last lane says is known after the climb
             return np.zeros((len(known), 0), dtype=np.int64)
         last = lane.rows, self._upload(known[:, None] - 1)
         tokens = self.choose(self.seams.decode(s, self.cache, span)[last], self._streams, span.positions[last] + 1)
         self.stats.readouts += int(wanted.sum())
+        return self._draft_behind(tokens, self.front.front + known, behind, depth).cpu().numpy()
+
+    def _draft_behind(self, tokens: Tensor, first: Rows, count: Rows, depth: int) -> Int[Tensor, "batch drafts"]:
+        """Draft so many lanes of each row one by one, from a position and its token on; a row ends at a stop token."""
         mixed = self.mixed if self.policy.momentum else None
         buffers, drafts = Buffers(self.states, self.embedded, mixed, self.fresh_states), [tokens]
-        going, end = lanes.active[:, :1], (self.front.front + self.front.width)[:, None]
-        at = (self.front.front + known)[:, None]
-        for ahead in range(0, most, self._stride):
-            going = going & ~self.front.stop_in(drafts[-1].cpu().numpy())
+        most, stride = int(count.max()), self._stride
+        ahead = np.arange(-(-most // stride) * stride if self.policy.compile else most)
+        places = np.where(ahead < count[:, None], first[:, None] + ahead, -1)
+        done = np.zeros_like(count)
+        for begin in range(0, most, stride):
+            going = (done == begin) & (begin < count) & ~self.front.stop_in(drafts[-1].cpu().numpy())
             if not going.any():
                 break
-            count = self._stride if self.policy.compile else min(self._stride, most - ahead)
-            positions = at + ahead + np.arange(count)
-            active = going & (positions < end)
-            lane, span = self._place(np.where(active, positions, -1))
-            noise = self.choose.noise(self._streams[:, None], span.positions + 1, self.model.config.vocab_size)
-            choice: Any = {"pick": self.choose.pick, "noise": noise}
+            done += going * stride
+            if len(going) > 1:
+                places[~going, begin:] = -1
+            _, span = self._place(places[:, begin : begin + stride])
+            choice: Any = {"pick": self.choose.pick, "noise": self._noise(span)}
             drafts.append(self.seams.draft(drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, **choice))
-            self.stats.core_passes += depth * int(active.any(0).sum())
-            self.stats.token_passes += depth * int(active.sum())
-            self.stats.readouts += int(active.sum())
-        return torch.cat(drafts, dim=1).cpu().numpy()
+        done = np.minimum(done, count)
+        self.stats.core_passes += depth * int(done.max())
+        self.stats.token_passes += depth * int(done.sum())
+        self.stats.readouts += int(done.sum())
+        return torch.cat(drafts, dim=1)
+
+    def _noise(self, span: Span | Places) -> Tensor | None:
+        """For the choice of what lanes say."""
+        if not self.choose.temperature:
+            return None
+        return self.choose.noise(self._streams[:, None], span.positions + 1, self.model.config.vocab_size)
 
     def _place(self, positions: LaneInts) -> tuple[Place, Span | Places]:
         """Where these lanes are, with their span."""
@@ -146,11 +160,17 @@ class Speculation(Wavefront):
 
     # ----------------------------------------------------------------------------------------------- on the way up
 
-    def _climb(self, e: Tensor, s: Tensor, lanes: Lanes, place: Place, span: Span | Places, depth: int) -> Tensor:
-        """The recurrences that are left, without the lanes that rest; returns all states."""
+    def _climb(
+        self, e: Tensor, s: Tensor, lanes: Lanes, place: Place, span: Span | Places, depth: int
+    ) -> tuple[Tensor, tuple[int, int, int] | None]:
+        """The recurrences that are left, without the lanes that rest.
+
+        Returns:
+            all states; and of the lanes at the end that rest, if any: the first, the one behind the last, their depth.
+        """
         top, whole, active, first = self.policy.num_steps, place, lanes.active, 0
-        working = active.any(1)
-        alike_from, reached = int(self._alike_from[working].max()), top
+        working, resting = active.any(1), None
+        alike_from = int(self._alike_from[working].max())
         while depth < top:
             look = next((d for d in range(max(depth + 1, alike_from), top) if self._looks_at(d)), None)
             if look is None:
@@ -160,8 +180,8 @@ class Speculation(Wavefront):
             s, depth = self._raise(e, before, span, look - 1, look, active), look
             count = self._settled(s, before, active)
             if count == active.shape[1]:
-                self._rest(lanes, first, lanes.width, depth)
-                reached = depth
+                resting = first, lanes.width, depth
+                self._spared[:, first:] = top - depth
                 break
             width = active.shape[1] - count
             width = compiled_width(width) if self.policy.compile else width
@@ -169,15 +189,16 @@ class Speculation(Wavefront):
                 continue
             begin = min(count, s.shape[1] - width)  # padding is at the end
             place.write(self.states, s)
-            self._rest(lanes, first, first + begin, depth)
+            self._spared[:, first : first + begin] = top - depth
+            self._repeat_keys(lanes, first, first + begin, depth)
             first, end, active = first + begin, begin + width, active[:, begin:]
             e, s, place = e[:, begin:end].contiguous(), s[:, begin:end].contiguous(), place.part(begin, end)
             span = self._span(place, lanes.end)
-        self._alike_from[working] = reached
+        self._alike_from[working] = resting[2] if resting else top
         if place is whole:
-            return s
+            return s, resting
         place.write(self.states, s)
-        return whole.read(self.states)
+        return whole.read(self.states), resting
 
     def _at_rest(self, s: Tensor, before: Tensor, read: LaneBools, depth: int) -> bool:
         return self._looks_at(depth) and self._settled(s, before, read) == read.shape[1]
@@ -192,9 +213,8 @@ class Speculation(Wavefront):
         moving = active & ~(_MOVED(s, before).cpu().numpy()[:, : active.shape[1]] <= unit)
         return int(np.where(moving.any(1), moving.argmax(1), active.shape[1]).min())
 
-    def _rest(self, lanes: Lanes, begin: int, end: int, depth: int) -> None:
-        """Some lanes get no further recurrences: their deeper keys are those of this depth."""
-        self._spared[:, begin:end] = self.policy.num_steps - depth
+    def _repeat_keys(self, lanes: Lanes, begin: int, end: int, depth: int) -> None:
+        """Let the deeper keys of lanes that rest be those of this depth."""
         positions, active = lanes.positions[:, begin:end], lanes.active[:, begin:end]
         if len(positions) == 1:
             self.cache.settle(np.s_[:], slice(int(positions[0, 0]), int(positions[0, -1]) + 1), depth)
