@@ -35,14 +35,24 @@ inline Sum<T> softmax(Sum<T>* scores, int64_t keys, int64_t padded, Sum<T> scale
   return at::vec::vec_reduce_all<Sum<T>>([](V& a, V& b) { return a + b; }, total);
 }
 
-// `N` adjacent queries of one head on the same keys. What comes out for each does not depend on the others.
+// Bring a key or value near: no core guesses where the next head's lie, and with keys per depth they are far away.
+template <typename T, int D>
+inline void fetch(const T* from) {
+  constexpr int line = 64;
+  for (int byte = 0; byte < D * int(sizeof(T)); byte += line)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte, 0, 2);  // the second cache waits for more at once
+}
+
+// `N` adjacent queries of one head on the same keys, `next_k` those to come. What comes out for each does not depend on
+// the others.
 template <typename T, int D, int N>
 inline void attend_some(
     const T* q, int64_t q_time, const T* k, int64_t k_time, const T* v, int64_t v_time,
-    const int64_t* positions, int64_t padded_most, Sum<T>* scores, T* out, int64_t out_time) {
+    const int64_t* positions, int64_t padded_most, Sum<T>* scores, T* out, int64_t out_time, const T* next_k) {
   using V = Vec<T>;
   constexpr int lanes = V::size(), parts = (D + lanes - 1) / lanes;
   constexpr auto filled = [](int part) { return std::min<int>(V::size(), D - part * V::size()); };
+  constexpr int64_t ahead = (1 << 15) / (D * sizeof(T));  // further on, the core has understood
   const Sum<T> scale = 1 / std::sqrt(Sum<T>(D));
   int64_t keys[N], most = 1;
   for (int n = 0; n < N; ++n) {
@@ -54,6 +64,7 @@ inline void attend_some(
   for (int n = 0; n < N; ++n)
     for (int p = 0; p < parts; ++p) query[n][p] = load(q + n * q_time + p * lanes, filled(p));
   for (int64_t j = 0; j < most; ++j) {
+    if (j < ahead) fetch<T, D>(v + j * v_time);
     V sum[N];
     for (int p = 0; p < parts; ++p) {
       const V key = load(k + j * k_time + p * lanes, filled(p));
@@ -71,6 +82,7 @@ inline void attend_some(
     for (int n = 0; n < N; ++n)
       for (int p = 0; p < at_once; ++p) sum[n][p] = V(0);
     for (int64_t j = 0; j < most; ++j) {
+      if (first == 0 && j < ahead) fetch<T, D>(next_k + j * k_time);
       for (int p = 0; p < at_once; ++p) {
         const int part = std::min(first + p, parts - 1);
         const V value = load(v + j * v_time + part * lanes, filled(part));
@@ -105,6 +117,8 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
       scratch.resize(std::max<size_t>(scratch.size(), padded * tile));
       const T* keys = k + rows[begin] * s.k_row + head / s.group * s.k_head;
       const T* values = v + rows[begin] * s.v_row + head / s.group * s.v_head;
+      const int64_t after = std::min(item + 1, to - 1);
+      const T* next_k = k + rows[begins[after / s.heads]] * s.k_row + after % s.heads / s.group * s.k_head;
       Sum<T>* scores = scratch.data();
       for (int64_t i = begin; i < end;) {
         const T* query = q + i / TIME * s.q_batch + i % TIME * s.q_time + head * s.q_head;
@@ -112,7 +126,7 @@ void attend(const T* q, const T* k, const T* v, const int64_t* rows, const int64
         const auto some = [&](auto count) {
           attend_some<T, D, decltype(count)::value>(
               query, s.q_time, keys, s.k_time, values, s.v_time, positions + i, padded, scores, to_here,
-              out_time);
+              out_time, next_k);
           i += decltype(count)::value;
         };
         const int64_t left = end - i;
