@@ -315,7 +315,7 @@ class Front:
 
     def stop_in(self, tokens: Int[np.ndarray, "batch tokens"]) -> Bool[np.ndarray, " batch"]:
         """Whether any of each row's tokens is a stop token."""
-        return np.asarray((tokens[..., None] == self.stop).any((1, 2)))
+        return np.asarray(self._stops(tokens).any(1))
 
     def _stops(self, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
         return np.asarray((tokens[..., None] == self.stop).any(-1))
