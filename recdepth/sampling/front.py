@@ -127,8 +127,11 @@ class Front:
         self._extend(headway)
 
     def open_over_prompt(self, rows: Rows) -> None:
-        """Open the wavefront over the whole prompts (no prefill)."""
+        """Open the wavefront over the whole prompts (no prefill), and the lanes behind that need no read-out."""
         self.width[rows] = self.prompt[rows]
+        headway = np.zeros_like(self.front)
+        headway[rows] = self.policy.headway - 1
+        self._extend(headway, said=0)
 
     def reopen(self) -> Rows:
         """Drop all lanes and open as many as may be, at depth 0 (speculative rounds).
@@ -320,16 +323,18 @@ class Front:
     def _stops(self, tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
         return np.asarray((tokens[..., None] == self.stop).any(-1))
 
-    def _extend(self, headway: Int[np.ndarray, " batch"]) -> None:
-        """Open new lanes, guess their tokens, and close rows that have all their tokens."""
+    def _extend(self, headway: Int[np.ndarray, " batch"], said: int = 1) -> None:
+        """Open new lanes, guess their tokens but for the first ones that were ``said``, and close rows that have all.
+
+        The lane before the first new one has proposed its token; that of the prompt's last lane has not, yet.
+        """
         self.finished = self.finished | (self.front >= self.last)
         # a wavefront over the whole prompt is as wide as that, at least
         limit = self.policy.max_wavefront if self.policy.prefill else np.maximum(self.policy.max_wavefront, self.prompt)
         room = np.minimum(self.last - self.front, limit)
         width = np.where(self.finished, 0, np.maximum(np.minimum(self.width + headway, room), self.width))
-        # the first new lane's token was proposed by the lane before it; those of further ones are guessed
-        more = width - self.width - 1
+        more = width - self.width - said
         if (most := int(more.max())) > 0:
-            first = torch.from_numpy(self.front + self.width + 1)
+            first = torch.from_numpy(self.front + self.width + said)
             guess(torch.from_numpy(self.tokens), first, torch.from_numpy(more), most)
         self.width = width  # depth and age are 0 where no lane has been before

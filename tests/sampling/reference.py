@@ -43,8 +43,11 @@ def reference_sample(sampler: DiffusionForcing, model, prompt: list[int], max_ne
         front, lanes = len(prompt), [len(prompt)]
         if y[front] in stop_tokens or front >= last:
             return y[len(prompt) :], residuals
-    else:
-        front = 0
+    else:  # the tokens of the first further lanes are all looked up
+        front, followed = 0, what_followed(y)
+        more = max(0, min(sampler.headway - 1, sampler.max_wavefront - len(lanes), last - len(lanes)))
+        y += [followed[i % len(followed)] for i in range(more)]
+        lanes = list(range(len(lanes) + more))
     for p in lanes:
         state[p], depth[p], age[p] = noise(p), 0, 0
 
