@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from recdepth.models import Buffers
 from recdepth.models.products import packed_products
 from recdepth.sampling.fused import FusedLook, FusedStep
+from recdepth.sampling.spare import forget_caches
 
 from .speed import wait
 
@@ -244,8 +245,10 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
     On a GPU as ``torch.cuda.max_memory_allocated`` counts it; on the CPU from the same allocator events, which
     torch's profiler records. Neither holds what libraries allocate for themselves (workspaces of matrix products),
-    nor fragmentation. The CPU's call runs several times slower than usual.
+    nor fragmentation. The CPU's call runs several times slower than usual. Caches that earlier calls have left do not
+    serve it.
     """
+    forget_caches()
     if device.type == "cuda":
         wait(device)
         before = torch.cuda.memory_allocated(device)

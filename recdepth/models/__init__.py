@@ -1,7 +1,16 @@
 """Recurrent-depth models: configuration, layers, cache and loading."""
 
 from .cache import Buffers, Cache, Depth, Flight, KVCache, KVPolicy, Packing, Slot, Span
-from .compilation import WIDTHS, Places, Seams, can_compile, compiled_capacity, compiled_width, sampling_seams
+from .compilation import (
+    WIDTHS,
+    Places,
+    Seams,
+    attends_by_position,
+    can_compile,
+    compiled_capacity,
+    compiled_width,
+    sampling_seams,
+)
 from .config import RecurrentDepthConfig
 from .depth import sample_depth
 from .export import export_model
@@ -27,6 +36,7 @@ __all__ = [
     "Seams",
     "Slot",
     "Span",
+    "attends_by_position",
     "can_compile",
     "compiled_capacity",
     "compiled_width",

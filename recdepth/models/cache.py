@@ -192,6 +192,19 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._views: dict[tuple[str, int, int], tuple[list[Tensor], list[Tensor]]] = {}
 
+    def is_for(
+        self, batch: int, capacity: int, kv: KVPolicy, num_steps: int, dtype: torch.dtype, device: torch.device
+    ) -> bool:
+        """Whether a cache of the same model, made by these arguments, would be like this one."""
+        wanted = batch, capacity, kv, num_steps if kv == "per_depth" else 1, dtype, device
+        return wanted == (self.keys.shape[1], self.capacity, self.kv, self._depths, self.keys.dtype, self.keys.device)
+
+    def clear(self) -> None:
+        """Forget all: as new."""
+        with torch.inference_mode():  # rows may have been dropped in it
+            self.keys.zero_()
+            self.values.zero_()
+
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""

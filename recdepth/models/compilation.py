@@ -68,6 +68,11 @@ def compiled_capacity(positions: int) -> int:
     return -(-positions // KEYS) * KEYS
 
 
+def attends_by_position(device: torch.device) -> bool:
+    """Whether attention in graphs finds out by itself which keys there are: one graph serves any number of them."""
+    return device.type == "cpu" and can_use_kernels()
+
+
 class Seams(Protocol):
     """What a sampler asks of a model, or of its compiled twin."""
 
@@ -154,7 +159,7 @@ class CompiledSeams:
         assert length is not None, "reading the length off the positions would wait for the device"
         assert cache.capacity % KEYS == 0, "a compiled pass takes a cache of compiled_capacity"
         positions, time = positions.contiguous(), positions.shape[1]
-        if self._by_position(cache):
+        if attends_by_position(cache.keys.device):
             return Places(positions, cache.capacity, by_position=True)
         if start == 0 and 1 < time <= cache.capacity:  # the queries are the keys, and padding comes last
             return Places(positions, time, causal=True)
@@ -190,7 +195,7 @@ class CompiledSeams:
         """A sampler's own step, in one graph, with so many keys. Tensors that it writes to are changed in place; their
         shapes, dtypes and strides follow from the step and the cache."""
         assert cache.kv == "shared", "a step's graph has one slot a layer"
-        by_position = self._by_position(cache)
+        by_position = attends_by_position(cache.keys.device)
         length = cache.capacity if by_position else length
         key = step, length, cache.kind
         run, settings, tables = self._graphs.get(key) or self._add(
@@ -212,11 +217,6 @@ class CompiledSeams:
         graph = _graph("draft", steps=steps, apart=cache.kv == "per_depth", given=buffers.given, pick=pick)
         inputs = (ids, *buffers.tensors, *([] if noise is None else [noise]))
         return self._call(graph, inputs, cache, places, cache.slots("refine", 0, steps))
-
-    @staticmethod
-    def _by_position(cache: KVCache) -> bool:
-        """Whether attention finds out by itself which keys there are: one graph serves any number of them."""
-        return cache.keys.device.type == "cpu" and can_use_kernels()
 
     def _call(self, graph: _Graph, inputs: tuple[Tensor, ...], cache: KVCache, places: Places, stores: Any) -> Any:
         model = self._model()

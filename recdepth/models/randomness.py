@@ -21,10 +21,11 @@ STATE, STEP_NOISE, TOKEN = 1, 2, 3
 
 
 def _mix(x: Tensor) -> Tensor:
+    """In place: samplers draw many numbers before they begin."""
     # the masks make the arithmetic right shift of int64 a logical one
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    x.bitwise_xor_((x >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(_MIX_1)
+    x.bitwise_xor_((x >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_MIX_2)
+    return x.bitwise_xor_((x >> 31).bitwise_and_(0x1FFFFFFFF))
 
 
 def uniform(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
@@ -46,7 +47,7 @@ def uniform(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, 
         state = _mix(state * 3 + _GOLDEN + key)
     channel = torch.arange(1, count + 1, device=device) * _GOLDEN
     bits = _mix(state[..., None] + channel)
-    return (((bits >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * (1.0 / (1 << 53))
+    return (bits >> 11).bitwise_and_(0x1FFFFFFFFFFFFF).double().add_(0.5).mul_(1.0 / (1 << 53))
 
 
 # Computed in float64 and rounded to float32: a last bit of erfinv or log that depends on the shape of the call (as it
@@ -56,9 +57,10 @@ def uniform(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, 
 def truncated_normal(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
     """Standard normal draws cut at ±3, by inversion; arguments as in :func:`uniform`."""
     edge = math.erf(3 / math.sqrt(2))
-    return (math.sqrt(2) * torch.erfinv((2 * uniform(seed, stream, *keys, count=count) - 1) * edge)).float()
+    centred = uniform(seed, stream, *keys, count=count).mul_(2).sub_(1)
+    return centred.mul_(edge).erfinv_().mul_(math.sqrt(2)).float()
 
 
 def gumbel(seed: int, stream: int, *keys: Tensor, count: int) -> Float[Tensor, "... count"]:
     """Standard Gumbel draws, so that ``argmax(logits + gumbel)`` samples the softmax (see :func:`uniform`)."""
-    return (-(-uniform(seed, stream, *keys, count=count).log()).log()).float()
+    return uniform(seed, stream, *keys, count=count).log_().neg_().log_().neg_().float()

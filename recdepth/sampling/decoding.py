@@ -19,6 +19,7 @@ from recdepth.models import (
     RecurrentDepthForCausalLM,
     Seams,
     Span,
+    attends_by_position,
     compiled_capacity,
     compiled_width,
     sampling_seams,
@@ -28,6 +29,7 @@ from recdepth.models.products import packed_products
 from .front import Front, LaneBools, Lanes, Rows
 from .policies import Policy
 from .result import SampleStats
+from .spare import take_cache
 from .tokens import TokenChooser
 from .trace import Tracer
 
@@ -96,9 +98,9 @@ class Decoding(ABC):
         self.stats = SampleStats()
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self._device = model.device
-        self._capacity = max(map(len, prompts)) + max_new_tokens
+        self._longest = self._capacity = max(map(len, prompts)) + max_new_tokens
         if policy.compile:
-            self._capacity = compiled_capacity(self._capacity)
+            self._capacity = compiled_capacity(self._longest)
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
         batch = min(batch_size, len(prompts))
         self._count_rows = torch.arange(batch, device=self._device)[:, None]
@@ -107,7 +109,10 @@ class Decoding(ABC):
         self._alike_from = np.zeros(batch, dtype=np.int64)  # depth from which on a row's text keeps the same keys
         self._waiting = 0  # the next prompt that no row has served yet
         self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
-        self.cache = model.new_cache(batch, self._capacity, policy.kv, policy.num_steps)
+        # long prefills are eager
+        self._eager = not policy.compile or max(map(len, prompts)) > WIDTHS[-1]
+        unmasked = not self._eager and attends_by_position(self._device)
+        self.cache = take_cache(model, batch, self._capacity, policy.kv, policy.num_steps, unmasked)
         self._small_cache: KVCache | None = None  # for prompts that come while other rows are at work
         shape = (batch, self._capacity + 1, model.config.hidden_size)  # one spare position for unused lanes
         self.embedded = torch.zeros(shape, dtype=model.dtype, device=self._device)  # e of the present tokens
@@ -130,8 +135,7 @@ class Decoding(ABC):
             self.tracer.start(self.prompts)
             self._clock += time.perf_counter() - began  # looking on is not decoding
         number = 0
-        eager = not self.policy.compile or max(map(len, self.prompts)) > WIDTHS[-1]  # long prefills are
-        with packed_products(self.model) if eager else nullcontext():
+        with packed_products(self.model) if self._eager else nullcontext():
             while self._admit():
                 self.step(number)
                 number += 1
@@ -189,15 +193,16 @@ class Decoding(ABC):
         self.front.admit(rows, [self.prompts[i] for i in which], self.max_new_tokens)
         at = self._upload(rows)
         self._streams[at] = torch.tensor([self.streams[i] for i in which], device=self._device)
-        for begin in range(0, self._capacity + 1, 256):  # in parts: the draws need more memory than their result
-            positions = self._count_up[begin : begin + 256].expand(len(rows), -1)
-            part = self.states[at, begin : begin + 256]
+        for begin in range(0, self._longest, 256):  # in parts: the draws need more memory than their result
+            end = min(begin + 256, self._longest)
+            positions = self._count_up[begin:end].expand(len(rows), -1)
+            like = self.states[: len(rows), begin:end]
             noise = self.model.initial_state(
-                part, self._streams[at], positions, self.choose.seed, self.policy.init_scale
+                like, self._streams[at], positions, self.choose.seed, self.policy.init_scale
             )
-            self.states[at, begin : begin + 256] = noise
-        if self.policy.on_flip != "keep":
-            self.fresh_states[at] = self.states[at]
+            self.states[at, begin:end] = noise
+            if self.policy.on_flip != "keep":
+                self.fresh_states[at, begin:end] = noise
         if self._prefills:
             self._prefill(rows)
         else:

@@ -14,6 +14,7 @@ from recdepth.models import KVPolicy, RecurrentDepthConfig, RecurrentDepthForCau
 from .exits import EXITS, Criterion, Exit
 from .policies import OnFlip, Policy, Schedule
 from .result import SampleResult, SampleStats
+from .spare import keep_cache
 from .speculative import Speculation
 from .support import check_call, integer, token_ids, unsupported
 from .tokens import TokenChooser
@@ -110,6 +111,7 @@ class Sampler:
                 model, policy, choose, texts[part], streams[part], max_new_tokens, set(stops), size, trace
             )
             result.tokens[part] = wavefront.run()
+            keep_cache(model, wavefront.cache)
             result.stats = result.stats.add(wavefront.stats)
         return result
 

@@ -112,16 +112,20 @@ class Speculation(Wavefront):
         buffers, drafts = Buffers(self.states, self.embedded, mixed, self.fresh_states), [tokens]
         most, stride = int(count.max()), self._stride
         ahead = np.arange(-(-most // stride) * stride if self.policy.compile else most)
-        places = np.where(ahead < count[:, None], first[:, None] + ahead, -1)
-        done = np.zeros_like(count)
+        places = self._upload(np.where(ahead < count[:, None], first[:, None] + ahead, -1))
+        alike = not self.policy.compile and bool((first == first[0]).all() and (count == most).all())
+        going, done = np.ones_like(count, dtype=bool), np.zeros_like(count)
         for begin in range(0, most, stride):
-            going = (done == begin) & (begin < count) & ~self.front.stop_in(drafts[-1].cpu().numpy())
+            going = going & (begin < count) & ~self.front.stop_in(drafts[-1].cpu().numpy())
             if not going.any():
                 break
+            if not going.all():
+                places[self._upload(~going), begin:] = -1
+                alike = False
             done += going * stride
-            if len(going) > 1:
-                places[~going, begin:] = -1
-            _, span = self._place(places[:, begin : begin + stride])
+            start, length = int(first[0]) + begin, int((first + np.minimum(count, begin + stride)).max())
+            some = places[:, begin : begin + stride]
+            span = self.seams.span(some, self.cache, start=start if alike else None, length=length)
             choice: Any = {"pick": self.choose.pick, "noise": self._noise(span)}
             drafts.append(self.seams.draft(drafts[-1][:, -1:], buffers, self.cache, span, steps=depth, **choice))
         done = np.minimum(done, count)
