@@ -129,9 +129,10 @@ class Front:
     def open_over_prompt(self, rows: Rows) -> None:
         """Open the wavefront over the whole prompts (no prefill), and the lanes behind that need no read-out."""
         self.width[rows] = self.prompt[rows]
-        headway = np.zeros_like(self.front)
-        headway[rows] = self.policy.headway - 1
-        self._extend(headway, said=0)
+        if self.policy.headway > 1:
+            headway = np.zeros_like(self.front)
+            headway[rows] = self.policy.headway - 1
+            self._extend(headway, said=0)
 
     def reopen(self) -> Rows:
         """Drop all lanes and open as many as may be, at depth 0 (speculative rounds).
