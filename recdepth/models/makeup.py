@@ -16,24 +16,28 @@ class Makeup:
 
     def __init__(self, model: nn.Module):
         modules = list(model.modules())
-        self._modules = [ref(module) for module in modules]
-        self._settings = _settings_of(model, modules)
+        self._modules = [(ref(m), [None if x is None else ref(x) for x in m._modules.values()]) for m in modules]
+        foreign = [m for m in modules if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
+        self._foreign = [ref(m) for m in foreign]
+        self._settings = self._settings_of(model)
 
     def holds(self, model: nn.Module) -> bool:
         """Whether all is as it was."""
-        modules = list(model.modules())  # once: samplers ask at every call
-        same = len(modules) == len(self._modules) and all(a() is b for a, b in zip(self._modules, modules, strict=True))
-        return same and self._settings == _settings_of(model, modules)
+        if self._modules[0][0]() is not model:
+            return False
+        for module, parts in self._modules:  # none is named on the way: samplers ask at every call
+            m = module()
+            if m is None or list(m._modules.values()) != [x if x is None else x() for x in parts]:
+                return False
+        return self._settings == self._settings_of(model)
 
-
-def _settings_of(model: nn.Module, modules: list[nn.Module]) -> list[Any]:
-    kinds = {x.device.type for m in modules for x in m._parameters.values() if x is not None}
-    autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in sorted(kinds)]
-    foreign = [m for m in modules if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return [*autocast, context] + [
-        repr({k: v for k, v in vars(m).items() if k not in _OF_ANY and isinstance(v, _PLAIN)}) for m in foreign
-    ]
+    def _settings_of(self, model: nn.Module) -> list[Any]:
+        autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in ("cpu", "cuda")]
+        context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        return [*autocast, context] + [
+            repr({k: v for k, v in vars(m()).items() if k not in _OF_ANY and isinstance(v, _PLAIN)})
+            for m in self._foreign
+        ]
 
 
 _OF_ANY = vars(nn.Module()).keys() - {"training"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ NOISE_SCHEDULES: dict[str, Callable[[float, Ages, int], Weights]] = {
     "linear": lambda beta, age, r: beta * np.maximum(0.0, 1.0 - age / r),
     "constant": lambda beta, age, r: np.full(age.shape, beta),
 }
+
+
+@functools.cache
+def readout_depths(num_steps: int, first: int, growth: float) -> tuple[int, ...]:
+    """Depths from the first one on, each larger than the last by a factor or by one, and r."""
+    depths, depth = [], first
+    while depth < num_steps:
+        depths.append(depth)
+        depth = max(depth + 1, math.ceil(depth * growth))
+    return *depths, num_steps
 
 
 @dataclass(frozen=True)
@@ -119,26 +130,20 @@ class Policy:
     def always_due(self) -> bool:
         """Whether every step ends with a read-out of all lanes."""
         at_once = self.max_wavefront == 1 and self.inner_steps == self.num_steps
-        return at_once or bool(np.diff(self._readouts_by).all())
+        return at_once or len(self.readout_depths) == self.num_steps
 
     @property
     def readout_depths(self) -> tuple[int, ...]:
         """Depths at which a lane is read out that gets one recurrence at a time."""
-        return tuple((np.nonzero(np.diff(self._readouts_by))[0] + 1).tolist())
+        if self.exit is not None:
+            return readout_depths(self.num_steps, 1, 1.0)
+        first = self.draft_depth if self.max_wavefront > 1 else self.num_steps  # a lone lane has nothing to draft
+        return readout_depths(self.num_steps, first, self.readout_growth)
 
     @cached_property
     def _readouts_by(self) -> Int[np.ndarray, " depth"]:
         """How many read-outs a lane has had by each depth, 0 to r."""
-        due = np.zeros(self.num_steps + 1, dtype=np.int64)
-        if self.exit is not None:
-            due[1:] = 1
-        elif self.max_wavefront > 1:  # a lone lane has nothing to draft
-            depth = self.draft_depth
-            while depth < self.num_steps:
-                due[depth] = 1
-                depth = max(depth + 1, math.ceil(depth * self.readout_growth))
-        due[self.num_steps] = 1
-        return due.cumsum()
+        return np.isin(np.arange(self.num_steps + 1), self.readout_depths).cumsum()
 
     def noise_weights(self, age: Ages) -> Weights:
         """β_a for each lane."""
