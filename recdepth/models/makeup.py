@@ -19,6 +19,7 @@ class Makeup:
         self._modules = [(ref(m), [None if x is None else ref(x) for x in m._modules.values()]) for m in modules]
         foreign = [m for m in modules if not type(m).__module__.startswith(("recdepth.", "torch.nn.modules."))]
         self._foreign = [ref(m) for m in foreign]
+        self._devices = sorted({"cpu", "cuda"} | {x.device.type for x in model.parameters()})
         self._settings = self._settings_of(model)
 
     def holds(self, model: nn.Module) -> bool:
@@ -32,7 +33,7 @@ class Makeup:
         return self._settings == self._settings_of(model)
 
     def _settings_of(self, model: nn.Module) -> list[Any]:
-        autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in ("cpu", "cuda")]
+        autocast = [torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in self._devices]
         context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         return [*autocast, context] + [
             repr({k: v for k, v in vars(m()).items() if k not in _OF_ANY and isinstance(v, _PLAIN)})

@@ -7,6 +7,7 @@ from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler,
 from .registry import SAMPLERS, make_sampler
 from .replay import LaneView, Replay
 from .result import SampleResult, SampleStats
+from .spare import forget_caches
 from .support import capabilities
 from .tokens import TokenChooser
 from .trace import Trace, Tracer, Tracers, TraceStep
@@ -43,6 +44,7 @@ __all__ = [
     "Wavefront",
     "auto_width",
     "capabilities",
+    "forget_caches",
     "forget_widths",
     "generate",
     "make_sampler",

@@ -31,7 +31,7 @@ NOISE_SCHEDULES: dict[str, Callable[[float, Ages, int], Weights]] = {
 
 
 @functools.cache
-def readout_depths(num_steps: int, first: int, growth: float) -> tuple[int, ...]:
+def _growing_depths(num_steps: int, first: int, growth: float) -> tuple[int, ...]:
     """Depths from the first one on, each larger than the last by a factor or by one, and r."""
     depths, depth = [], first
     while depth < num_steps:
@@ -136,9 +136,9 @@ class Policy:
     def readout_depths(self) -> tuple[int, ...]:
         """Depths at which a lane is read out that gets one recurrence at a time."""
         if self.exit is not None:
-            return readout_depths(self.num_steps, 1, 1.0)
+            return _growing_depths(self.num_steps, 1, 1.0)
         first = self.draft_depth if self.max_wavefront > 1 else self.num_steps  # a lone lane has nothing to draft
-        return readout_depths(self.num_steps, first, self.readout_growth)
+        return _growing_depths(self.num_steps, first, self.readout_growth)
 
     @cached_property
     def _readouts_by(self) -> Int[np.ndarray, " depth"]:
