@@ -34,8 +34,8 @@ over 40 prompts, both ways in turn on one core of a Zen 3 CPU). That section, th
 quickstart's model have been measured since; in the others speed-ups over compiled `ar` are larger than they would be
 now. Compiled diffusion forcing of at most 8 lanes takes two steps in one graph, which the sections of the quickstart's
 and the larger model alone know. Attention fetches keys ahead, which helps `ar` with keys per depth most: "two cores"
-and the larger model's section alone know that. That a call takes over the cache of the call before it, "two cores" alone
-knows; and that without prefill guessed lanes open along with the prompt (`df-prompt` below, a step less), none.
+and the larger model's section alone know that. "Two cores" alone knows that a call takes over the cache of the call
+before it, and none that without prefill guessed lanes open along with the prompt (a step less for `df-prompt`).
 """
 SMOLLM2_HEAD = """# SmolLM2-135M-Instruct, retrofitted and fine-tuned on gsm_symbolic
 

@@ -63,7 +63,7 @@ class Curriculum(Callback):
         if not hasattr(getattr(trainer.datamodule, "task", None), "level"):  # type: ignore[attr-defined]
             raise ValueError("callbacks.curriculum needs a task with levels; take data=pointer_chase, or leave it out")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._mean = pl_module.mean_recurrence if self._mean is None else self._mean
         pl_module.set_mean_recurrence(self._mean)
