@@ -72,8 +72,8 @@ core passes do. Compiled AR has become faster since they were measured ([by how 
 over it are larger than they would be now; gains of one training over another are ratios of such speed-ups and stay.
 Where no prefill reads the prompt (`df-all-prompt`), guessed lanes open along with it now, a step earlier than when the
 sections of fine-tunes were measured. *Pointer chase wide* was compared with both cores, on a machine that ran nothing
-else (`aware_answers_late` with one, before); it was trained with one. With one thread and older code `aware_answers_mid`
-had 9.84 ± 1.48 times `ar-32`, and gains of 1.57 ± 0.48 over equal steps and 1.65 ± 0.91 over equal time.
+else (`aware_answers_late` with one, before); it was trained with one. By one thread and older code `aware_answers_mid`
+was 9.84 ± 1.48 times as fast as `ar-32`: gains of 1.57 ± 0.48 over equal steps and 1.65 ± 0.91 over equal time.
 """
 PICTURE = """
 ![Speed-up against accuracy](data/df_aware/frontier.png)
