@@ -4,12 +4,13 @@ from .base import Loss, Objective
 from .deep import DeepPass, WindowCache, deep_pass
 from .lanes import IndependentDepths, SingleLanes, Staircase
 from .next_token import NextToken
-from .terms import Consistency, DepthConsistency, DraftExposure, StateNoise, Term, WavefrontLoss
+from .terms import Consistency, Contraction, DepthConsistency, DraftExposure, StateNoise, Term, WavefrontLoss
 from .wave import Plan, WaveRun
 from .weighted import Weighted
 
 __all__ = [
     "Consistency",
+    "Contraction",
     "DeepPass",
     "DepthConsistency",
     "DraftExposure",

@@ -79,6 +79,7 @@ class DeepPass:
 
     Attributes:
         depth: recurrences.
+        embedded: e, the embedded tokens.
         states: the states after each recurrence that gradients flow through, the final one last (before the norm).
         logits: [batch, time, vocab].
         span: the positions.
@@ -87,6 +88,7 @@ class DeepPass:
     """
 
     depth: int
+    embedded: Float[Tensor, "batch time dim"]
     states: list[Float[Tensor, "batch time dim"]]
     logits: Float[Tensor, "batch time vocab"]
     span: Span
@@ -137,7 +139,7 @@ def deep_pass(
     states.append(s)
     logits = model.decode(s, coda, span)
     committed = (*prelude.kept, *zip(core[::2], core[1::2], strict=True), *coda.kept)
-    return DeepPass(depth, states, logits, span, committed, checkpoint_recurrences)
+    return DeepPass(depth, e, states, logits, span, committed, checkpoint_recurrences)
 
 
 def _last_recurrence(

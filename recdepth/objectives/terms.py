@@ -1,4 +1,4 @@
-"""Loss terms on top of a deep pass: wavefronts, and shallow read-outs pulled towards deep ones."""
+"""Loss terms on top of a deep pass: wavefronts, shallow read-outs pulled towards deep ones, states that settle."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from recdepth.sampling import NOISE_SCHEDULES
 from recdepth.sampling.policies import Schedule as NoiseSchedule
 
 from .base import Loss
-from .deep import DeepPass, deep_pass
+from .deep import DeepPass, call, deep_pass, recompute
 from .lanes import Fronts, IndependentDepths, Schedule, draw_fronts
 from .wave import Look, Plan, WaveRun
+
+
+#: Units of rounding by which settled states may still move.
+ROUNDING = 16
 
 
 class Term(Protocol):
@@ -323,3 +327,63 @@ class DepthConsistency:
         with torch.no_grad():
             agree = ((student[0].argmax(-1) == teacher[0].argmax(-1)) & counted.flatten()).sum() / count
         return Loss((distance * counted.flatten()).sum(), count, {"agreement": agree})
+
+
+class Contraction:
+    """Lets states come to rest sooner: how much of a move the next recurrence repeats.
+
+    The states of the deep pass get up to ``more_recurrences`` further ones, a number drawn for each batch, without
+    gradients. With s what comes of that, R the recurrence, all positions at once, and ``v = R(s) − s`` their last move,
+
+        ``‖R(s + v) − R(s)‖² / (‖v‖² + ‖R(s + v) − R(s)‖²)``
+
+    is the loss of a position: 0 where the next move is none, ½ where it is as long as the last. Gradients flow through
+    both recurrences, not into s and v: they change how fast R contracts, not where to. Counted is every position up
+    to a row's last labelled one, prompts too: a lane rests when all before it have settled. Moves of rounding's size
+    count for nothing.
+
+    That is a Jacobian regularisation (Bai, Koltun and Kolter 2021, arXiv 2106.14342) along the last move instead of at
+    random: many recurrences leave the directions that contract most slowly, as a power iteration does.
+
+    Args:
+        more_recurrences: beyond the deep pass's, at most: those that samplers take in the end.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+
+    through_states: ClassVar[bool] = False
+
+    def __init__(self, more_recurrences: int = 8):
+        if more_recurrences < 0:
+            raise ValueError(f"more_recurrences={more_recurrences} must be at least 0")
+        self.more_recurrences = more_recurrences
+
+    def __call__(
+        self,
+        model: RecurrentDepthForCausalLM,
+        batch: Mapping[str, Tensor],
+        deep: DeepPass,
+        progress: float,
+        generator: torch.Generator | None,
+    ) -> Loss:
+        """The term of a batch; see :class:`Term`."""
+        more = int(torch.randint(self.more_recurrences + 1, (), generator=generator))
+        s, depth = deep.states[-1].detach(), deep.depth + more
+        with torch.no_grad():
+            for done in range(deep.depth, depth):
+                s = model.recur(deep.embedded, s, None, deep.span, done)
+        run = recompute if deep.checkpoint_recurrences and torch.is_grad_enabled() else call
+        moved = [s]
+        for done in (depth, depth + 1):  # like the states of the deep pass, so that its compiled graphs serve
+            fixed = moved[-1].detach().requires_grad_(torch.is_grad_enabled())
+            moved.append(run(model.recur, deep.embedded, fixed, None, deep.span, done))
+        before, after = (moved[1].detach() - s).square().sum(-1), (moved[2] - moved[1]).square().sum(-1)
+        size = moved[1].detach().square().sum(-1)
+        rounding = (ROUNDING * torch.finfo(s.dtype).eps) ** 2 * size
+        left = after / (before + after + rounding)
+        counted = (batch["labels"] != -100).flip(1).cumsum(1).flip(1) > 0
+        count = counted.sum().clamp(min=1)
+        with torch.no_grad():
+            move = ((before / size).sqrt() * counted).sum() / count
+        return Loss((left * counted).sum(), count, {"move": move})

@@ -5,6 +5,7 @@ import torch
 
 from recdepth.objectives import (
     Consistency,
+    Contraction,
     DepthConsistency,
     DraftExposure,
     IndependentDepths,
@@ -22,6 +23,7 @@ TERMS = {
     "independent": WavefrontLoss(IndependentDepths(width=4), windows=2),
     "terminal_kv": WavefrontLoss(SingleLanes(), windows=3),
     "depth_consistency": DepthConsistency(Consistency(latent=0.1)),
+    "contraction": Contraction(more_recurrences=2),
 }
 
 

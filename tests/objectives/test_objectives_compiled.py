@@ -5,13 +5,14 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from recdepth.objectives import Consistency, DepthConsistency, DraftExposure, Staircase, WavefrontLoss, Weighted
+from recdepth.objectives import Consistency, Contraction, DepthConsistency, DraftExposure, Staircase, WavefrontLoss, Weighted
 
 TERMS = {
     "drafts": WavefrontLoss(
         Staircase(4), windows=2, drafts=DraftExposure(0.7, 0.1), momentum=0.1, consistency=Consistency()
     ),
     "depth_consistency": DepthConsistency(Consistency(latent=0.1)),
+    "contraction": Contraction(more_recurrences=2),
 }
 
 
@@ -31,7 +32,7 @@ def test_compiled_seams_serve_every_step_with_the_same_graphs(monkeypatch) -> No
     for name in ("embed", "recur", "decode"):
         seam = torch.compile(getattr(compiled, name), dynamic=False, backend="eager")
         monkeypatch.setitem(vars(compiled), name, seam)
-    objective = Weighted({"next_token": 1.0, "drafts": 1.0, "depth_consistency": 0.5}, TERMS)
+    objective = Weighted({"next_token": 1.0, "drafts": 1.0, "depth_consistency": 0.5, "contraction": 0.5}, TERMS)
     ids = torch.randint(16, (2, 20))
     batch, graphs = {"input_ids": ids, "labels": ids}, []
     for number in range(6):  # depths 10, 4, 6, 7, 1, 3

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from recdepth.objectives import (
     Consistency,
+    Contraction,
     DepthConsistency,
     DraftExposure,
     IndependentDepths,
@@ -214,6 +215,88 @@ def test_depth_consistency_by_hand(model, batch) -> None:
         torch.testing.assert_close(ours[each], theirs[each], rtol=1e-8, atol=1e-10, msg=each)
     one = term(model, batch, deep_pass(model, batch["input_ids"], 1, 9), 1.0, None)
     assert one.sum == 0  # nothing is shallower than one recurrence
+
+
+def moves(model, ids, recurrences):
+    """The states' moves in every recurrence, and the states, [recurrences, batch, time, dim]."""
+    span = model.span(torch.arange(ids.shape[1]).expand(ids.shape), start=0, padded=False)
+    e = model.embed(ids, None, span)
+    states = [model.initial_state(e, torch.arange(len(ids)), span.positions, SEED)]
+    for depth in range(recurrences):
+        states.append(model.recur(e, states[-1], None, span, depth))
+    states = torch.stack(states)
+    return states.diff(dim=0), states[1:]
+
+
+def test_contraction_by_hand(model, batch) -> None:
+    deep = deep_pass(model, batch["input_ids"], DEPTH, 2, seed=SEED)
+    term = Contraction(more_recurrences=5)
+    loss = term(model, batch, deep, 1.0, torch.Generator().manual_seed(4))
+    more = int(torch.randint(6, (), generator=torch.Generator().manual_seed(4)))
+    assert more
+    with torch.no_grad():
+        move, states = moves(model, batch["input_ids"], DEPTH + more + 2)
+    before, after = (each.norm(dim=-1) ** 2 for each in move[-2:])
+    expected, count = 0.0, 0
+    for row, labels in enumerate(batch["labels"].tolist()):
+        for place in range(1 + max(i for i, label in enumerate(labels) if label != -100)):
+            expected += after[row, place] / (before[row, place] + after[row, place])
+            count += 1
+    torch.testing.assert_close(loss.sum.detach(), expected)
+    assert loss.count == count < batch["labels"].numel()
+    inside = torch.arange(18) < torch.tensor([18, 14, 18])[:, None]
+    torch.testing.assert_close(loss.metrics["move"], (move[-2].norm(dim=-1) / states[-2].norm(dim=-1))[inside].mean())
+
+    # a gradient by differences, of a map whose inputs stay where they are
+    s, v = states[-3], move[-2]
+    weight = model.core[0].mlp.proj.weight
+    direction = torch.randn_like(weight)
+
+    def value(shift: float) -> torch.Tensor:
+        with torch.no_grad():
+            weight.add_(direction, alpha=shift)
+            e = model.embed(batch["input_ids"], None, deep.span)
+            after = model.recur(e, s + v, None, deep.span, 0) - model.recur(e, s, None, deep.span, 0)
+            weight.sub_(direction, alpha=shift)
+            after, before = after.square().sum(-1), v.square().sum(-1)
+            return (after / (after + before))[inside].sum()
+
+    (gradient,) = torch.autograd.grad(loss.sum, weight)
+    torch.testing.assert_close((gradient * direction).sum(), (value(1e-6) - value(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+def test_contraction_lets_states_come_to_rest_sooner(model, batch) -> None:
+    """On nothing but the term, a few steps: what is left of the moves after many recurrences shrinks by far."""
+    term, generator = Contraction(more_recurrences=4), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def late() -> float:
+        with torch.no_grad():
+            move, states = moves(model, batch["input_ids"], 24)
+            return float((move[-1].norm(dim=-1) / states[-1].norm(dim=-1)).max())
+
+    before = late()
+    for _ in range(30):
+        deep = deep_pass(model, batch["input_ids"], DEPTH, 1, seed=SEED)
+        optimizer.zero_grad()
+        term(model, batch, deep, 1.0, generator).mean.backward()
+        optimizer.step()
+    assert late() < 0.01 * before
+
+
+def test_states_at_rest_have_nothing_to_contract(model, batch) -> None:
+    """Moves of rounding's size count for nothing, and neither do their gradients."""
+    with torch.no_grad():
+        for block in model.core:  # nothing but the injection is left: it forgets the state
+            block.attn.proj.weight.zero_()
+            block.mlp.proj.weight.zero_()
+        model.injection.weight[:, : model.config.hidden_size] = 0
+    loss = Contraction(0)(model, batch, deep_pass(model, batch["input_ids"], DEPTH, 2), 1.0, torch.Generator())
+    assert loss.sum == 0 and loss.metrics["move"] == 0
+    (gradient,) = torch.autograd.grad(loss.sum, model.injection.weight)
+    assert not gradient.any()
+    with pytest.raises(ValueError, match="more_recurrences=-1 must be at least 0"):
+        Contraction(-1)
 
 
 def test_single_lanes_are_decoding_with_shared_keys(model, batch) -> None:

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from recdepth.objectives import (
     Consistency,
+    Contraction,
     DepthConsistency,
     DraftExposure,
     IndependentDepths,
@@ -23,6 +24,7 @@ TERMS = {
     "drafts": WavefrontLoss(Staircase(width=4), windows=2, drafts=DraftExposure(0.5), consistency=Consistency()),
     "terminal_kv": WavefrontLoss(SingleLanes(), windows=3),
     "depth_consistency": DepthConsistency(Consistency(latent=0.1)),
+    "contraction": Contraction(more_recurrences=2),
 }
 
 
@@ -70,9 +72,10 @@ def test_the_shared_pass_is_the_models_forward_bit_for_bit(model, batch) -> None
 
 
 def test_terms_add_up_by_weight(model, batch) -> None:
-    loss, _, _ = result(weighted(0.5, drafts=0.25, depth_consistency=2.0), model, batch)
+    loss, _, _ = result(weighted(0.5, drafts=0.25, depth_consistency=2.0, contraction=0.5), model, batch)
     parts = loss.metrics
     expected = 0.5 * parts["next_token"] + 0.25 * parts["drafts"] + 2.0 * parts["depth_consistency"]
+    expected = expected + 0.5 * parts["contraction"]
     torch.testing.assert_close(loss.mean.detach(), expected)
     assert "terminal_kv" not in parts and {"drafts_accuracy", "token_accuracy", "depth"} <= set(parts)
     scaled, _, _ = result(weighted(0.5), model, batch)
@@ -83,7 +86,8 @@ def test_terms_that_start_later_leave_plain_training_until_then(model, batch) ->
     late = Weighted({"next_token": 1.0, **dict.fromkeys(TERMS, 0.2)}, TERMS, starts={"drafts": 0.5, "terminal_kv": 0.7})
     at_once = Weighted({"next_token": 1.0, **dict.fromkeys(TERMS, 0.2)}, TERMS)
     plain_first = Weighted(late.weights, TERMS, starts=dict.fromkeys(TERMS, 0.5))
-    for progress, names in ((0.0, {"depth_consistency"}), (0.5, {"depth_consistency", "drafts"}), (0.7, set(TERMS))):
+    at_once_too = {"depth_consistency", "contraction"}
+    for progress, names in ((0.0, at_once_too), (0.5, at_once_too | {"drafts"}), (0.7, set(TERMS))):
         assert set(late.active_at(progress)) == names
         assert names == set(TERMS) & set(result(late, model, batch, progress=progress)[0].metrics)
     for objective, same in ((late, at_once), (plain_first, at_once)):
@@ -97,7 +101,7 @@ def test_terms_that_start_later_leave_plain_training_until_then(model, batch) ->
     ("plain", "starts", "message"),
     [
         (1.0, {"drafts": 1.0}, "starts.drafts=1.0 must be a fraction of the training, from 0 to below 1"),
-        (1.0, {"stairs": 0.5}, "starts.stairs=0.5 is of no term; there are drafts, terminal_kv, depth_consistency"),
+        (1.0, {"stairs": 0.5}, "starts.stairs=0.5 is of no term; there are drafts, terminal_kv, depth_consistency, contraction"),
         (0.0, {"drafts": 0.5}, "starts={'drafts': 0.5}: there is nothing to train on before"),
     ],
     ids=["fraction", "unknown", "nothing"],
@@ -125,7 +129,16 @@ def passes(model, call) -> tuple[float, float]:
 
 @pytest.mark.parametrize(
     "name",
-    ["aware", "staircase", "draft_exposure", "independent_depths", "terminal_kv", "depth_consistency", "state_noise"],
+    [
+        "aware",
+        "staircase",
+        "draft_exposure",
+        "independent_depths",
+        "terminal_kv",
+        "depth_consistency",
+        "contraction",
+        "state_noise",
+    ],
 )
 def test_every_objective_takes_at_most_twice_the_token_passes(name, model, composed_objective) -> None:
     """On the quickstart's rows; a pass with gradients counts three times. benchmarks/objectives.py has the seconds."""
