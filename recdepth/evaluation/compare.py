@@ -23,7 +23,7 @@ EQUAL_PROMPTS = 2000  # ... over at least so many prompts
 
 
 def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = None) -> dict[str, Sampler]:
-    """The standard list: AR at r and at smaller depths, adaptive AR, exact, diffusion forcing three times.
+    """The standard list: AR at r and at smaller depths, adaptive AR, exact twice, diffusion forcing three times.
 
     Args:
         num_steps: r of the reference, which is the first, ``ar-<r>``.
@@ -35,6 +35,7 @@ def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = N
     samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in (num_steps, *ar_depths)}
     samplers["adaptive"] = Adaptive(num_steps=num_steps)
     samplers["exact"] = Exact(num_steps=num_steps, group=64, readout_growth=2.0)
+    samplers["exact-rest"] = replace(samplers["exact"], settle="auto")
     samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
     samplers["df-loose"] = DiffusionForcing(
         num_steps=num_steps, inner_steps=1, exit_threshold=0.2, prefill_steps=min(8, num_steps)

@@ -6,8 +6,10 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
+
+import torch
 
 from recdepth.models import KVPolicy, RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile, compiled_width
 
@@ -284,7 +286,7 @@ class Exact(Sampler):
     readout_growth: float = 1.0
     confirm_flips: bool = False
     group: int = 1
-    settle: float = 0.0
+    settle: float | Literal["auto"] = 0.0
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         alone = self.group == 1
@@ -309,7 +311,7 @@ class Exact(Sampler):
             draft_depth=self.draft_depth,
             readout_growth=self.readout_growth,
             confirm_flips=self.confirm_flips,
-            settle=self.settle,
+            settle=_rest(self.settle, model),
             **self._shared(),
         )
 
@@ -338,7 +340,7 @@ class Speculative(Sampler):
     name: ClassVar[str] = "speculative"
     draft_depth: int = 1
     draft_tokens: int = 16
-    settle: float = 0.0
+    settle: float | Literal["auto"] = 0.0
 
     def policy(self, model: RecurrentDepthForCausalLM | None = None) -> Policy:
         problems = []
@@ -355,7 +357,7 @@ class Speculative(Sampler):
             max_wavefront=self.draft_tokens,
             draft_depth=self.draft_depth,
             readout_growth=float(self.num_steps),  # the next read-out is the last
-            settle=self.settle,
+            settle=_rest(self.settle, model),
             **self._shared(),
         )
 
@@ -387,6 +389,14 @@ def _wavefront(
         return int(width)
     lanes = MEASURED_WIDTHS[-1] if model is None else auto_width(model, kv)
     return compiled_width(lanes) if compile else lanes
+
+
+def _rest(settle: float | Literal["auto"], model: RecurrentDepthForCausalLM | None) -> float:
+    if settle == "auto":
+        return 4.0 if model is not None and torch.finfo(model.dtype).eps > 1e-4 else 16.0
+    if not isinstance(settle, Real) or isinstance(settle, bool):
+        raise ValueError(f"settle={settle!r} must be a number of units of rounding, or 'auto'")
+    return float(settle)
 
 
 def _compilable(policy: Policy, model: RecurrentDepthForCausalLM) -> Policy:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -107,6 +107,7 @@ def test_the_standard_list() -> None:
     assert samplers["df-paper"] == DiffusionForcing(num_steps=32)
     assert isinstance(samplers["adaptive"], Adaptive)
     assert isinstance(samplers["exact"], Exact)
+    assert samplers["exact-rest"] == replace(samplers["exact"], settle="auto")
     assert sum(isinstance(s, DiffusionForcing) for s in samplers.values()) == 3
     odd = [s.num_steps for s in comparison_samplers(6).values() if isinstance(s, Autoregressive)]
     assert odd == [6, 4, 2, 1]

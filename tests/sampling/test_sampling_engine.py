@@ -111,8 +111,20 @@ def test_a_model_that_does_not_settle_never_rests():
 def test_settling_is_for_rounds():
     with pytest.raises(ValueError, match="settle=16.0 has no effect with group=1; leave it at 0 or take a larger"):
         Exact(settle=16.0)
-    with pytest.raises(ValueError, match=r"settle=-1 must be at least 0"):
+    with pytest.raises(ValueError, match=r"settle=-1.0 must be at least 0"):
         Speculative(settle=-1)
+    with pytest.raises(ValueError, match=r"settle='soon' must be a number of units of rounding, or 'auto'"):
+        Speculative(settle="soon")
+    with pytest.raises(ValueError, match="settle='auto' has no effect with group=1"):
+        Exact(settle="auto")
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(torch.float64, 16), (torch.float32, 16), (torch.bfloat16, 4)], ids=str)
+def test_auto_lets_lanes_rest_within_the_rounding_of_the_models_dtype(dtype, units):
+    model = tiny_model(0, 11, (1, 2, 1), 1.0).to(dtype)
+    for sampler in (Exact(group=4, settle="auto"), Speculative(settle="auto")):
+        assert sampler.policy(model) == replace(sampler, settle=float(units)).policy(model)
+        assert sampler.policy().settle == 16
 
 
 # ------------------------------------------------------------------------------------------------------------- refill
