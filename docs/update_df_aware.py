@@ -80,8 +80,9 @@ PICTURE = """
 
 """
 QUICKSTART = """\
-A step of the recipes takes longer than one of plain training (*step, × plain* below), so the quickstart keeps plain
-training. A fine-tune can follow it:
+A step of the recipes takes longer than one of plain training (*step, × plain* below), so the quickstart has none of
+them; in its last third it trains for contraction, which costs it hardly any steps
+([what that is](../objectives.md#contraction), [what it gains](samplers.md)). A fine-tune can follow it:
 `python train.py experiment=df_aware/word_problems_finetune objective=aware init_from=outputs/quickstart`.
 """
 NO_SCRATCH = "All runs here are fine-tunes. The recipe from scratch (`--starts scratch`) has not been measured.\n"
