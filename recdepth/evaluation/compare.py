@@ -34,8 +34,8 @@ def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = N
         ar_depths = [power for power in powers if power < num_steps]
     samplers: dict[str, Sampler] = {f"ar-{depth}": Autoregressive(num_steps=depth) for depth in (num_steps, *ar_depths)}
     samplers["adaptive"] = Adaptive(num_steps=num_steps)
-    samplers["exact"] = Exact(num_steps=num_steps, group=64, readout_growth=2.0)
-    samplers["exact-rest"] = replace(samplers["exact"], settle="auto")
+    samplers["exact"] = exact = Exact(num_steps=num_steps, group=64, readout_growth=2.0)
+    samplers["exact-rest"] = replace(exact, settle="auto")
     samplers["df-paper"] = DiffusionForcing(num_steps=num_steps, inner_steps=min(4, num_steps))
     samplers["df-loose"] = DiffusionForcing(
         num_steps=num_steps, inner_steps=1, exit_threshold=0.2, prefill_steps=min(8, num_steps)

@@ -20,7 +20,6 @@ from .deep import DeepPass, call, deep_pass, recompute
 from .lanes import Fronts, IndependentDepths, Schedule, draw_fronts
 from .wave import Look, Plan, WaveRun
 
-
 #: Units of rounding by which settled states may still move.
 ROUNDING = 16
 

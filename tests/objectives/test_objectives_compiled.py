@@ -5,7 +5,15 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from recdepth import RecurrentDepthConfig, RecurrentDepthForCausalLM
-from recdepth.objectives import Consistency, Contraction, DepthConsistency, DraftExposure, Staircase, WavefrontLoss, Weighted
+from recdepth.objectives import (
+    Consistency,
+    Contraction,
+    DepthConsistency,
+    DraftExposure,
+    Staircase,
+    WavefrontLoss,
+    Weighted,
+)
 
 TERMS = {
     "drafts": WavefrontLoss(

@@ -101,7 +101,11 @@ def test_terms_that_start_later_leave_plain_training_until_then(model, batch) ->
     ("plain", "starts", "message"),
     [
         (1.0, {"drafts": 1.0}, "starts.drafts=1.0 must be a fraction of the training, from 0 to below 1"),
-        (1.0, {"stairs": 0.5}, "starts.stairs=0.5 is of no term; there are drafts, terminal_kv, depth_consistency, contraction"),
+        (
+            1.0,
+            {"stairs": 0.5},
+            "starts.stairs=0.5 is of no term; there are drafts, terminal_kv, depth_consistency, contraction",
+        ),
         (0.0, {"drafts": 0.5}, "starts={'drafts': 0.5}: there is nothing to train on before"),
     ],
     ids=["fraction", "unknown", "nothing"],
