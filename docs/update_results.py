@@ -35,7 +35,8 @@ quickstart's model have been measured since; in the others speed-ups over compil
 now. Compiled diffusion forcing of at most 8 lanes takes two steps in one graph, which the sections of the quickstart's
 and the larger model alone know. Attention fetches keys ahead, which helps `ar` with keys per depth most: "two cores"
 and the larger model's section alone know that. "Two cores" alone knows that a call takes over the cache of the call
-before it, and none that without prefill guessed lanes open along with the prompt (a step less for `df-prompt`).
+before it, and none that without prefill guessed lanes open along with the prompt (a step less for `df-prompt`); the
+sections of models "that come to rest" are by the code with all of that.
 """
 SMOLLM2_HEAD = """# SmolLM2-135M-Instruct, retrofitted and fine-tuned on gsm_symbolic
 
