@@ -377,9 +377,12 @@ class Contraction:
         for done in (depth, depth + 1):  # like the states of the deep pass, so that its compiled graphs serve
             fixed = moved[-1].detach().requires_grad_(torch.is_grad_enabled())
             moved.append(run(model.recur, deep.embedded, fixed, None, deep.span, done))
-        before, after = (moved[1].detach() - s).square().sum(-1), (moved[2] - moved[1]).square().sum(-1)
-        size = moved[1].detach().square().sum(-1)
-        rounding = (ROUNDING * torch.finfo(s.dtype).eps) ** 2 * size
+        s, first, second = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in moved)
+        before, after = (first.detach() - s).square().sum(-1), (second - first).square().sum(-1)
+        size = first.detach().square().sum(-1)
+        device = s.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else moved[0].dtype
+        rounding = (ROUNDING * torch.finfo(dtype).eps) ** 2 * size
         left = after / (before + after + rounding)
         counted = (batch["labels"] != -100).flip(1).cumsum(1).flip(1) > 0
         count = counted.sum().clamp(min=1)

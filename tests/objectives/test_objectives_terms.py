@@ -284,6 +284,19 @@ def test_contraction_lets_states_come_to_rest_sooner(model, batch) -> None:
     assert late() < 0.01 * before
 
 
+def test_rounding_is_that_of_the_dtype_in_which_recurrences_are_computed(model, batch) -> None:
+    model = model.float()
+    with torch.no_grad():
+        model.injection.weight[:, : model.config.hidden_size] *= 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        deep = deep_pass(model, batch["input_ids"], DEPTH, 2, seed=SEED)
+        deep = replace(deep, states=[s.float() for s in deep.states])  # wherever the states' own dtype comes from
+        loss = Contraction(0)(model, batch, deep, 1.0, torch.Generator())
+    assert loss.sum.dtype == torch.float32
+    assert 1e-3 < loss.metrics["move"] < 0.03  # more than rounding in float32, not in bfloat16
+    assert 0 < loss.mean < 0.01
+
+
 def test_states_at_rest_have_nothing_to_contract(model, batch) -> None:
     """Moves of rounding's size count for nothing, and neither do their gradients."""
     with torch.no_grad():
