@@ -287,7 +287,7 @@ def test_known_samplers_and_losslessness() -> None:
     assert list(known_samplers(DF)) == ["df-paper", "df-loose", "df-headway"]
     assert known_samplers(replace(DF, compile=True)) == known_samplers(DF)
     assert list(known_samplers(replace(DF, noise=0.1))) == ["df-paper", "df-loose", "df-headway", "given"]
-    assert list(known_samplers(Exact())) == ["exact", "given"]
+    assert list(known_samplers(Exact())) == ["exact", "exact-rest", "given"]
     assert [is_lossless(s) for s in (Exact(), Speculative(), DF, Adaptive())] == [True, True, False, False]
     assert not is_lossless(Exact(prefill_steps=4))
     assert is_lossless(Exact(num_steps=8, prefill_steps=8))
