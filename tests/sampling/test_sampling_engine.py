@@ -121,7 +121,7 @@ def test_settling_is_for_rounds():
 
 @pytest.mark.parametrize(("dtype", "units"), [(torch.float64, 16), (torch.float32, 16), (torch.bfloat16, 4)], ids=str)
 def test_auto_lets_lanes_rest_within_the_rounding_of_the_models_dtype(dtype, units):
-    model = tiny_model(0, 11, (1, 2, 1), 1.0).to(dtype)
+    model = copy.deepcopy(tiny_model(0, 11, (1, 2, 1), 1.0)).to(dtype)
     for sampler in (Exact(group=4, settle="auto"), Speculative(settle="auto")):
         assert sampler.policy(model) == replace(sampler, settle=float(units)).policy(model)
         assert sampler.policy().settle == 16
