@@ -27,6 +27,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.composing import build_data, model_folder  # noqa: E402
+from benchmarks.samplers import whole  # noqa: E402
 from recdepth import lifecycle, sources  # noqa: E402
 from recdepth.evaluation import machine_stamp  # noqa: E402
 from recdepth.models import RecurrentDepthForCausalLM  # noqa: E402
@@ -107,12 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help="run folders, model folders or hub ids")
     parser.add_argument("--data", nargs="+", default=[], metavar="WORD", help="NAME of conf/data, and key=value")
-    parser.add_argument("--num-steps", type=int, default=32, help="recurrences")
+    parser.add_argument("--num-steps", type=whole(1), default=32, help="recurrences")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     parser.add_argument("--out", type=Path, help="default: outputs/benchmarks/<time>")
     args = parser.parse_args(argv)
-    if args.num_steps < 1:
-        parser.error(f"--num-steps={args.num_steps} must be at least 1")
+    given_names = [word.rpartition("=")[0] or word for word in args.models]
+    if twice := next((name for name in given_names if given_names.count(name) > 1), None):
+        parser.error(f"{twice} is there twice; name them apart: NAME=MODEL")
     lifecycle.quiet()
     found: dict[str, dict[str, Any]] = {}
     try:

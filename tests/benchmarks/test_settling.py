@@ -69,3 +69,7 @@ def test_what_contracts_faster_rests_sooner(tmp_path, capsys: pytest.CaptureFixt
 def test_mistakes_are_named(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert settling.main([str(tmp_path / "nothing")]) == 2
     assert "nothing" in capsys.readouterr().err
+    for words, message in ((["a=x", "a=y"], "a is there twice"), (["x", "--num-steps", "0"], "at least 1")):
+        with pytest.raises(SystemExit):
+            settling.main(words)
+        assert message in capsys.readouterr().err
