@@ -1,9 +1,10 @@
 """Samplers for recurrent-depth models: one engine, and the policies that tell the samplers apart."""
 
+from .base import Sampler
 from .exits import EXITS, KL, ArgmaxStability, Cosine, EntropyDiff, Exit, LatentDiff
 from .generation import SampledOutput, generate
 from .policies import NOISE_SCHEDULES, Policy
-from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
+from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative
 from .registry import SAMPLERS, make_sampler
 from .replay import LaneView, Replay
 from .result import SampleResult, SampleStats

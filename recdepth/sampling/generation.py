@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.models.generation import seed_of
 
-from .presets import Sampler
+from .base import Sampler
 from .registry import SETTINGS, make_sampler, settings_of
 from .replay import Replay
 from .result import SampleStats

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler, Speculative
+from .base import Sampler
+from .presets import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative
 
 _FAST: dict[str, Any] = {"inner_steps": 1, "exit_threshold": 0.2, "prefill_steps": 8}
 

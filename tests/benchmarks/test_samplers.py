@@ -13,7 +13,7 @@ from recdepth.evaluation import Interval, speed
 from recdepth.evaluation.compare import verdict
 from recdepth.evaluation.costs import SEAMS, peak_bytes, record_passes, replay, time_shares, wrapped_seams
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, sampling_seams
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, presets
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, base
 from recdepth.settings import ConfigError
 
 QUICK = [
@@ -186,7 +186,7 @@ def test_recorded_passes_are_those_that_the_sampler_counts() -> None:
     ],
 )
 def test_graphs_of_several_seams_or_recurrences_are_timed_and_their_passes_recorded(monkeypatch, sampler) -> None:
-    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    monkeypatch.setattr(base, "can_compile", lambda device: (True, ""))
     model, sampler = tiny(), replace(sampler, num_steps=4, prefill_steps=4, compile=True)
     seams = [model, sampling_seams(model)]
     with torch.compiler.set_stance("force_eager"):

@@ -24,7 +24,7 @@ from recdepth.evaluation import tune_bench
 from recdepth.evaluation.tune import FinalCheck, Search, Tuning
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
 from recdepth.reporting.tuning import conclusion
-from recdepth.sampling import Autoregressive, DiffusionForcing, presets
+from recdepth.sampling import Autoregressive, DiffusionForcing, base
 from recdepth.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,7 +216,7 @@ def test_a_bare_model_with_a_task_of_its_own(tuning, trained, tmp_path, caplog) 
 def test_compiled_means_the_check_all_final_speeds_and_the_file(tuning, tmp_path, monkeypatch) -> None:
     """The compiler itself is left out: samplers then run eagerly under their compiled names."""
     monkeypatch.setattr(checks_tune, "can_compile", lambda device: (True, ""))
-    monkeypatch.setattr(presets, "can_compile", lambda device: (False, "not in this test"))
+    monkeypatch.setattr(base, "can_compile", lambda device: (False, "not in this test"))
     assert tuning("tune.compile=true") is not None
     assert yaml.safe_load((tmp_path / "local" / "tuned.yaml").read_text())["compile"] is True
     keys = [r["key"] for r in map(json.loads, (tmp_path / "run" / "tune.jsonl").open()) if "key" in r]

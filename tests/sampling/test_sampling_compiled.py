@@ -23,7 +23,7 @@ from recdepth.models import (
     compilation,
 )
 from recdepth.models.kernels import can_use_kernels
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, fused, presets
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, base, fused
 from recdepth.sampling.exits import LatentDiff
 from recdepth.sampling.spare import _spare
 
@@ -37,7 +37,7 @@ few = settings(max_examples=40, deadline=None)
 def as_if_compiled():
     """The compiled path, run by Python: needs no compiler, and takes no time."""
     with torch.compiler.set_stance("force_eager"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "can_compile", lambda device: (True, ""))
+        patch.setattr(base, "can_compile", lambda device: (True, ""))
         yield
 
 
@@ -315,7 +315,7 @@ def test_graphs_are_made_anew_for_other_modules_and_adapters(monkeypatch):
     peft = pytest.importorskip("peft")
     made = []
     monkeypatch.setattr(compilation, "_compiled", lambda run, name, *rest: made.append(name) or run)
-    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    monkeypatch.setattr(base, "can_compile", lambda device: (True, ""))
     model, sampler = tiny_model(0, 11, (1, 1, 1), 1.0), Autoregressive(num_steps=2, compile=True)
 
     def graphs() -> int:
@@ -355,7 +355,7 @@ def test_one_graph_sees_one_layout(sampler, monkeypatch):
 
     monkeypatch.setattr(compilation, "_compiled", graph)
     monkeypatch.setattr(compilation, "_seams", WeakKeyDictionary())
-    monkeypatch.setattr(presets, "can_compile", lambda device: (True, ""))
+    monkeypatch.setattr(base, "can_compile", lambda device: (True, ""))
     model = tiny_model(0, 11, (1, 2, 1), 1.0)
     sampler = replace(sampler, compile=True)
     sampler(model, [[1, 2, 3], [4, 5]], max_new_tokens=25, temperature=1.0)
