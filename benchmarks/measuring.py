@@ -16,11 +16,11 @@ from benchmarks.composing import Variant
 from recdepth.data import EvaluationItem
 from recdepth.evaluation import Evaluation, Interval, Timings, evaluate, time_in_turn
 from recdepth.evaluation.compare import accuracy_columns, fastest_equal_ar, speed_columns, verdict
-from recdepth.evaluation.costs import measure_bound, peak_bytes, record_passes, time_shares
+from recdepth.evaluation.costs import draft_steps, measure_bound, peak_bytes, record_passes, time_shares
 from recdepth.evaluation.speed import wait
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.models.compilation import sampling_seams
-from recdepth.sampling import Autoregressive, Exact, Sampler, SampleResult, Speculative
+from recdepth.sampling import Autoregressive, Exact, Sampler, SampleResult, Speculative, Trace
 
 Tokens = Sequence[Sequence[int]]
 
@@ -77,7 +77,9 @@ class Bench:
     def reference(self) -> str:
         return next(iter(self.samplers))
 
-    def call(self, sampler: Sampler, first: int, count: int = 1, batch_size: int = 1) -> SampleResult:
+    def call(
+        self, sampler: Sampler, first: int, count: int = 1, batch_size: int = 1, trace: Trace | None = None
+    ) -> SampleResult:
         """Continue some of the prompts."""
         return sampler(
             self.model,
@@ -87,6 +89,7 @@ class Bench:
             seed=self.seed,
             batch_size=batch_size,
             rows=range(first, first + count),
+            trace=trace,
         )
 
     def seams(self, variant: Variant) -> list[Any]:
@@ -193,6 +196,22 @@ def shares(bench: Bench, prompts: int) -> None:
     bench.results.save("shares")
 
 
+def waiting(bench: Bench, prompts: int) -> None:
+    """Steps that texts take, and by which their drafts are right, over the first prompts; each in its fastest mode."""
+    task = bench.progress.add_task("waiting", total=len(bench.fastest))
+    for name, variant in bench.fastest.items():
+        found = []
+        for i in range(prompts):
+            trace = Trace()
+            (text,) = bench.call(variant.sampler, i, trace=trace).tokens
+            found.append(draft_steps(trace, text))
+        steps, right = (statistics.mean(column) for column in zip(*found, strict=True))
+        bench.results.rows[name]["waiting"] = {"steps": steps, "right_by": right, "prompts": prompts}
+        bench.progress.advance(task)
+        bench.results.save()
+    bench.results.save("waiting")
+
+
 def bound(bench: Bench, prompts: int, repeats: int) -> None:
     """Seconds of each sampler against its own core passes run bare, in every mode; the figure takes the faster ones."""
     task = bench.progress.add_task("bare core passes", total=len(bench.variants))
@@ -237,20 +256,25 @@ def batches(bench: Bench, sizes: Sequence[int], prompts: int, repeats: int) -> N
     task = bench.progress.add_task(f"batches of {', '.join(map(str, sizes))}", total=len(bench.fastest) * (repeats + 1))
     for name, variant in bench.fastest.items():
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
+        decoding: dict[int, list[float]] = {size: [] for size in sizes}
         texts: dict[int, list[list[int]]] = {}
         for _ in range(repeats + 1):
             for size in sizes:
                 wait(bench.model.device)
                 began = time.perf_counter()
-                texts[size] = bench.call(variant.sampler, 0, prompts, size).tokens
+                result = bench.call(variant.sampler, 0, prompts, size)
                 wait(bench.model.device)
                 seconds[size].append(time.perf_counter() - began)
+                decoding[size].append(result.stats.decode_seconds)
+                texts[size] = result.tokens
             bench.progress.advance(task)
         rates = {s: sum(map(len, texts[s])) / statistics.median(seconds[s][1:]) for s in sizes}
+        after = {s: sum(map(len, texts[s])) / statistics.median(decoding[s][1:]) for s in sizes}  # the prefills
         bench.results.rows[name]["batches"] = {
             str(size): {
                 "tokens_per_second": rates[size],
                 "over_batch_1": rates[size] / rates[1],
+                "decoding_over_batch_1": after[size] / after[1],
                 "texts_as_at_batch_1": _differing(texts[size], texts[1]),
             }
             for size in sizes

@@ -37,7 +37,7 @@ from recdepth.sampling import Sampler
 from recdepth.settings import ConfigError
 
 MODES = ("eager", "compiled")
-PARTS = ("shares", "bound", "memory", "batches")
+PARTS = ("shares", "waiting", "bound", "memory", "batches")
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -86,7 +86,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=count, default=64, help="of the accuracy part")
     add("--speed-prompts", type=count, default=300, help="at batch 1, all samplers in turn")
     add("--warmup", type=number, default=1, help="prompts before the clock starts")
-    add("--profile-prompts", type=count, default=4, help="for shares of time, bare passes and memory")
+    add("--profile-prompts", type=count, default=4, help="for shares of time, waiting, bare passes and memory")
     add("--repeats", type=count, default=5, help="rounds of bare passes and of batches")
     add("--batch-sizes", type=listed(count), default=[1, 8], help="for throughput; 1 is always measured")
     add("--batch-prompts", type=count, default=32, help="prompts for throughput")
@@ -109,7 +109,7 @@ def held_out(args: argparse.Namespace, data: DataModule, model: RecurrentDepthFo
         ConfigError: where there are fewer, or they do not fit the model.
     """
     asked = {"--accuracy-prompts": args.accuracy_prompts, "--speed-prompts": args.speed_prompts}
-    asked |= {} if set(PARTS[:3]) <= set(args.skip) else {"--profile-prompts": args.profile_prompts}
+    asked |= {} if set(PARTS[:4]) <= set(args.skip) else {"--profile-prompts": args.profile_prompts}
     asked |= {} if "batches" in args.skip else {"--batch-prompts": args.batch_prompts}
     key = max(asked, key=lambda name: asked[name])
     try:
@@ -210,6 +210,8 @@ def measure(args: argparse.Namespace, bench: measuring.Bench) -> None:
         measuring.speed(bench, args.speed_prompts, args.warmup)
         if "shares" not in args.skip:
             measuring.shares(bench, args.profile_prompts)
+        if "waiting" not in args.skip:
+            measuring.waiting(bench, args.profile_prompts)
         if "bound" not in args.skip:
             measuring.bound(bench, args.profile_prompts, args.repeats)
         if "memory" not in args.skip:

@@ -63,13 +63,17 @@ def tables(head: Row, rows: Sequence[Row]) -> list[Grid]:
         f"× {reference}, × {baseline}: speed-ups with 95 % intervals; {baseline} is the fastest AR whose accuracy is "
         "no worse."
     )
+    waited = " Per text: steps, and those until all its drafts were right for good." if "waiting" in first else ""
     work = (
         "Per token: core passes (sequential), prefill passes, work (recurrences × positions), read-outs, flips. %: of "
         "the time, inside the core, the prelude, the coda, graphs that do more than one of these, and the rest."
+        + waited
     )
+    batched = first.get("batches", {}).values()
+    alone = ", then without prefills" if any("decoding_over_batch_1" in found for found in batched) else ""
     costs = (
         "/ bare: seconds over those of the same core passes alone. peak: allocated by torch during a call. b n: "
-        "tokens/s in batches of n, and over batch 1; *: the texts differ."
+        f"tokens/s in batches of n, and over batch 1{alone}; *: the texts differ."
     )
     parts = [
         ("Accuracy and speed", _main_columns(reference, baseline), accuracy + (speed if "speed_n" in first else "")),
@@ -136,6 +140,8 @@ def _work_columns() -> list[Column]:
         ("work", per_token("token_passes")),
         ("reads", per_token("readouts")),
         ("flips", per_token("flips")),
+        ("steps", lambda row: f"{row['waiting']['steps']:.1f}"),
+        ("right", lambda row: f"{row['waiting']['right_by']:.1f}"),
         ("core %", share("core")),
         ("emb %", share("embed")),
         ("dec %", share("decode")),
@@ -149,7 +155,9 @@ def _cost_columns(first: Row) -> list[Column]:
         def cell(row: Row) -> str:
             found = row["batches"][size]
             mark = "" if found["texts_as_at_batch_1"]["identical_share"] == 1 else "*"
-            return f"{found['tokens_per_second']:.0f}{mark} ({found['over_batch_1']:.1f}×)"
+            alone = found.get("decoding_over_batch_1")  # older results do not say
+            decoding = f", {alone:.1f}×" if alone and size != "1" else ""
+            return f"{found['tokens_per_second']:.0f}{mark} ({found['over_batch_1']:.1f}×{decoding})"
 
         return cell
 

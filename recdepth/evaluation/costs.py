@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from recdepth.models import Buffers
 from recdepth.models.products import packed_products
+from recdepth.sampling import Trace
 from recdepth.sampling.fused import FusedLook, FusedStep
 from recdepth.sampling.spare import forget_caches
 
@@ -65,6 +67,29 @@ class Shares:
     fused: float
     bookkeeping: float
     seconds: float
+
+
+def draft_steps(trace: Trace, text: Sequence[int]) -> tuple[int, int]:
+    """How long a sampler waits for tokens that it has already drafted.
+
+    Args:
+        trace: of the one prompt.
+        text: its new tokens.
+
+    Returns:
+        the steps that the text took, and after how many of them every draft was the token that came of it, for good;
+        tokens of the prefill take no step.
+    """
+    first, steps, tokens = len(trace.prompts[0]) - 1, trace.steps_of(0), np.asarray(text)
+    complete = wrong = 0  # the first step by which every token has a draft; the last one with a wrong draft
+    for number, step in enumerate(steps, 1):
+        lanes, drafts = step.positions[0] - first, step.proposals[0]
+        read = (drafts >= 0) & (lanes >= 0) & (lanes < len(text))
+        if not complete and (lanes[read] == len(text) - 1).any():
+            complete = number
+        if (drafts[read] != tokens[lanes[read]]).any():
+            wrong = number
+    return len(steps), min(max(complete, wrong + 1), len(steps))
 
 
 def time_shares(seams: Sequence[Any], call: Callable[[], object], device: torch.device) -> Shares:

@@ -5,15 +5,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import measuring, samplers
 from recdepth.evaluation import Interval, speed
 from recdepth.evaluation.compare import verdict
-from recdepth.evaluation.costs import SEAMS, peak_bytes, record_passes, replay, time_shares, wrapped_seams
+from recdepth.evaluation.costs import SEAMS, draft_steps, peak_bytes, record_passes, replay, time_shares, wrapped_seams
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, sampling_seams
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, base
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Trace, TraceStep, base
 from recdepth.settings import ConfigError
 
 QUICK = [
@@ -56,7 +57,7 @@ def test_everything_is_measured_and_written(run, tmp_path: Path) -> None:
     specs = ["--sampler", "fast=diffusion_forcing_fast,prefill_steps=1", "--sampler", "exact,max_wavefront=2"]
     code, found, shown = run(*specs)
     assert code == 0
-    assert found["finished_parts"] == ["accuracy", "speed", "shares", "bound", "memory", "batches"]
+    assert found["finished_parts"] == ["accuracy", "speed", "shares", "waiting", "bound", "memory", "batches"]
     assert {"torch", "dtype", "cpu", "torch_threads"} <= found["machine"].keys()
     assert found["data"]["task"]["max_steps"] == 4
     rows = {row["sampler"]: row for row in found["samplers"]}
@@ -68,6 +69,8 @@ def test_everything_is_measured_and_written(run, tmp_path: Path) -> None:
         assert row["bound"]["ratio"] > 0.5 and row["bound"]["modes"]["eager"]["passes"] > 0
         assert row["memory"]["peak_bytes"] >= row["memory"]["kv_cache_bytes"] > 0
         assert row["batches"].keys() == {"1", "2"} and row["batches"]["1"]["over_batch_1"] == 1
+        assert row["batches"]["1"]["decoding_over_batch_1"] == 1 and row["batches"]["2"]["decoding_over_batch_1"] > 0
+        assert 0 < row["waiting"]["right_by"] <= row["waiting"]["steps"]
         assert row["verdict"] in ("not distinguishable", "different") and row["mode"] == "eager"
         assert {"core_passes_per_token", "readouts_per_token", "flips_per_token", "speedup_low"} <= row.keys()
         assert row["sampler"] in shown
@@ -165,6 +168,29 @@ def test_seams_are_as_before_even_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert model.embed is marker and "recur" not in vars(model) and "decode" not in vars(model)
+
+
+def seen(number: int, positions: list[int], proposals: list[int]) -> TraceStep:
+    at, said = np.array([positions]), np.array([proposals])
+    return TraceStep(number, 0.0, number, at, at, said, at, at, at, at < 0, at < 0)
+
+
+def test_how_long_a_text_waits_for_drafts_that_are_right() -> None:
+    trace = Trace(prompts=[[5, 6]])  # the text 7 8 9: lanes 1, 2, 3
+    trace.steps = [
+        seen(0, [0, 1, -1], [4, 3, 0]),  # a prompt's lane, whose proposal counts for nothing; a wrong draft
+        seen(1, [1, 2, -1], [7, 8, 0]),
+        seen(2, [1, 2, 3], [7, 3, 9]),  # complete, but for a flip
+        seen(3, [1, 2, 3], [-1, 8, 9]),  # right for good
+        seen(4, [1, 2, 3], [7, 8, 9]),
+        seen(5, [2, 3, 4], [8, 9, 1]),  # a lane behind the text's end
+    ]
+    assert draft_steps(trace, [7, 8, 9]) == (6, 4)
+    assert draft_steps(Trace(steps=trace.steps[:2], prompts=[[5, 6]]), [7, 8]) == (2, 2)
+    assert draft_steps(Trace(prompts=[[5, 6]]), [7]) == (0, 0)  # the prefill's
+    model, trace = tiny(), Trace()
+    (text,) = Autoregressive(num_steps=2)(model, [[1, 2, 3]], max_new_tokens=5, trace=trace).tokens
+    assert draft_steps(trace, text) == (4, 4)  # one token a step, each right at once
 
 
 def test_recorded_passes_are_those_that_the_sampler_counts() -> None:
