@@ -74,8 +74,8 @@ Where no prefill reads the prompt (`df-all-prompt`), guessed lanes open along wi
 sections of fine-tunes were measured. *Pointer chase wide* was trained with one core and compared with both, on a
 machine that ran nothing else, but for `aware_answers_late`: with one, on older code, without the samplers added last.
 
-Drafts are not all that a text waits for: a lane is final only when its state moves little, and it moves for two steps
-more when its input, the draft before it, has just changed. Over 100 prompts of seed 0 with `df-all-prompt`,
+Drafts are not all that a text waits for: a lane is final only when its state moves little, some steps after its input
+and its draft are right. Over 100 prompts of seed 0 with `df-all-prompt`,
 `aware_answers_mid` takes 7.4 steps a text, and every draft is right after 4.5 of them; plain training 13.0 and 10.0
 (the part *waiting* of `benchmarks/samplers.py`). Training saves the steps until drafts are right. Those behind were
 tried to be saved by [`contraction`](../objectives.md#contraction) beside the windows (from three fifths on, with
