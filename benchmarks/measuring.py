@@ -197,13 +197,13 @@ def shares(bench: Bench, prompts: int) -> None:
 
 
 def waiting(bench: Bench, prompts: int) -> None:
-    """Steps that texts take, and by which their drafts are right, over the first prompts; each in its fastest mode."""
-    task = bench.progress.add_task("waiting", total=len(bench.fastest))
-    for name, variant in bench.fastest.items():
+    """Steps that texts take, and by which their drafts are right, over the first prompts; eager, to compile nothing."""
+    task = bench.progress.add_task("waiting", total=len(bench.samplers))
+    for name, sampler in bench.samplers.items():
         found = []
         for i in range(prompts):
             trace = Trace()
-            (text,) = bench.call(variant.sampler, i, trace=trace).tokens
+            (text,) = bench.call(sampler, i, trace=trace).tokens
             found.append(draft_steps(trace, text))
         steps, right = (statistics.mean(column) for column in zip(*found, strict=True))
         bench.results.rows[name]["waiting"] = {"steps": steps, "right_by": right, "prompts": prompts}
@@ -269,12 +269,12 @@ def batches(bench: Bench, sizes: Sequence[int], prompts: int, repeats: int) -> N
                 texts[size] = result.tokens
             bench.progress.advance(task)
         rates = {s: sum(map(len, texts[s])) / statistics.median(seconds[s][1:]) for s in sizes}
-        after = {s: sum(map(len, texts[s])) / statistics.median(decoding[s][1:]) for s in sizes}  # the prefills
+        alone = {s: sum(map(len, texts[s])) / statistics.median(decoding[s][1:]) for s in sizes}  # without prefills
         bench.results.rows[name]["batches"] = {
             str(size): {
                 "tokens_per_second": rates[size],
                 "over_batch_1": rates[size] / rates[1],
-                "decoding_over_batch_1": after[size] / after[1],
+                "decoding_over_batch_1": alone[size] / alone[1],
                 "texts_as_at_batch_1": _differing(texts[size], texts[1]),
             }
             for size in sizes

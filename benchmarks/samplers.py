@@ -109,7 +109,7 @@ def held_out(args: argparse.Namespace, data: DataModule, model: RecurrentDepthFo
         ConfigError: where there are fewer, or they do not fit the model.
     """
     asked = {"--accuracy-prompts": args.accuracy_prompts, "--speed-prompts": args.speed_prompts}
-    asked |= {} if set(PARTS[:4]) <= set(args.skip) else {"--profile-prompts": args.profile_prompts}
+    asked |= {} if {*PARTS} - {"batches"} <= {*args.skip} else {"--profile-prompts": args.profile_prompts}
     asked |= {} if "batches" in args.skip else {"--batch-prompts": args.batch_prompts}
     key = max(asked, key=lambda name: asked[name])
     try:
