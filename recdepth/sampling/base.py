@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM, can_compile
 
+from .decoding import Request
 from .policies import Policy
 from .result import SampleResult, SampleStats
 from .spare import keep_cache
@@ -91,7 +92,7 @@ class Sampler:
         if isinstance(prompts, str):
             raise ValueError("cannot sample: prompts are lists of token ids, made by a tokenizer, not text")
         texts = [token_ids(f"prompt {i}", p) for i, p in enumerate(prompts)]
-        stops = token_ids("stop_tokens", stop_tokens)
+        stops = frozenset(token_ids("stop_tokens", stop_tokens))
         streams = list(range(len(texts))) if rows is None else list(rows)
         policy = _compilable(self.policy(model), model)
         check_call(model, texts, streams, max_new_tokens, batch_size, self._longest_prompt(policy))
@@ -103,9 +104,8 @@ class Sampler:
         chunk = size if trace is not None else len(texts)
         for begin in range(0, len(texts), chunk):
             part = slice(begin, begin + chunk)
-            wavefront = self._engine(
-                model, policy, choose, texts[part], streams[part], max_new_tokens, set(stops), size, trace
-            )
+            request = Request(texts[part], streams[part], max_new_tokens, stops)
+            wavefront = self._engine(model, policy, choose, request, size, trace)
             result.tokens[part] = wavefront.run()
             keep_cache(model, wavefront.cache)
             result.stats = result.stats.add(wavefront.stats)

@@ -59,6 +59,23 @@ class Place:
             buffer[self.rows, self.positions] = value.to(buffer.dtype)  # slices cast by themselves: autocast
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be continued.
+
+    Attributes:
+        prompts: token ids, non-empty lists; prompt and new tokens fit the context.
+        streams: random-stream id of each prompt.
+        max_new_tokens: at least 1.
+        stop_tokens: ids that end a continuation.
+    """
+
+    prompts: list[list[int]]
+    streams: list[int]
+    max_new_tokens: int
+    stop_tokens: frozenset[int] = frozenset()
+
+
 def refilled_rows(batch: int) -> int:
     """How many rows have to be free before they take new prompts: a prefill costs much."""
     return -(-batch // 4)
@@ -71,10 +88,7 @@ class Decoding(ABC):
         model: the model, in eval mode.
         policy: the sampler's settings.
         choose: from logits to tokens; its seed also seeds the states.
-        prompts: token ids, non-empty lists; prompt and new tokens fit the context.
-        streams: random-stream id of each prompt.
-        max_new_tokens: at least 1.
-        stop_tokens: ids that end a continuation.
+        request: what is to be continued.
         batch_size: rows decoded together; a row that has finished serves the next prompt.
         tracer: sees every step, or None; with one, all prompts fit the batch.
     """
@@ -84,33 +98,31 @@ class Decoding(ABC):
         model: RecurrentDepthForCausalLM,
         policy: Policy,
         choose: TokenChooser,
-        prompts: list[list[int]],
-        streams: list[int],
-        max_new_tokens: int,
-        stop_tokens: set[int],
+        request: Request,
         batch_size: int,
         tracer: Tracer | None = None,
     ):
         began = time.perf_counter()  # buffers are part of the prefill
         self.model, self.policy, self.choose, self.tracer = model, policy, choose, tracer
         self.seams: Seams = sampling_seams(model) if policy.compile else model
-        self.prompts, self.streams, self.max_new_tokens = prompts, streams, max_new_tokens
+        self.prompts, self.request = request.prompts, request
         self.stats = SampleStats()
-        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.tokens: list[list[int]] = [[] for _ in self.prompts]
         self._device = model.device
-        self._longest = self._capacity = max(map(len, prompts)) + max_new_tokens
+        longest = max(map(len, self.prompts))
+        self._longest = self._capacity = longest + request.max_new_tokens
         if policy.compile:
             self._capacity = compiled_capacity(self._longest)
         self._count_up = torch.arange(self._capacity + 1, device=self._device)
-        batch = min(batch_size, len(prompts))
+        batch = min(batch_size, len(self.prompts))
         self._count_rows = torch.arange(batch, device=self._device)[:, None]
-        self.front = Front(batch, self._capacity, stop_tokens, policy)
+        self.front = Front(batch, self._capacity, request.stop_tokens, policy)
         self.serves = np.full(batch, -1)  # which prompt each row serves; -1 for none
         self._alike_from = np.zeros(batch, dtype=np.int64)  # depth from which on a row's text keeps the same keys
         self._waiting = 0  # the next prompt that no row has served yet
         self._streams = torch.zeros(batch, dtype=torch.long, device=self._device)
         # long prefills are eager
-        self._eager = not policy.compile or max(map(len, prompts)) > WIDTHS[-1]
+        self._eager = not policy.compile or longest > WIDTHS[-1]
         unmasked = not self._eager and attends_by_position(self._device)
         self.cache = take_cache(model, batch, self._capacity, policy.kv, policy.num_steps, unmasked)
         self._small_cache: KVCache | None = None  # for prompts that come while other rows are at work
@@ -190,9 +202,9 @@ class Decoding(ABC):
         which = range(self._waiting, self._waiting + len(rows))
         self._waiting += len(rows)
         self.serves[rows], self._alike_from[rows] = which, 0
-        self.front.admit(rows, [self.prompts[i] for i in which], self.max_new_tokens)
+        self.front.admit(rows, [self.prompts[i] for i in which], self.request.max_new_tokens)
         at = self._upload(rows)
-        self._streams[at] = torch.tensor([self.streams[i] for i in which], device=self._device)
+        self._streams[at] = torch.tensor([self.request.streams[i] for i in which], device=self._device)
         for begin in range(0, self._longest, 256):  # in parts: the draws need more memory than their result
             end = min(begin + 256, self._longest)
             positions = self._count_up[begin:end].expand(len(rows), -1)

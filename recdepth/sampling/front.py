@@ -5,6 +5,7 @@ Everything is numpy over [batch, lanes] or [batch, positions]; the device holds 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +87,7 @@ class Front:
         policy: the sampler's settings.
     """
 
-    def __init__(self, batch: int, capacity: int, stop_tokens: set[int], policy: Policy):
+    def __init__(self, batch: int, capacity: int, stop_tokens: Collection[int], policy: Policy):
         self.policy = policy
         self.capacity = capacity
         self.stop = np.array(sorted(stop_tokens), dtype=np.int64)

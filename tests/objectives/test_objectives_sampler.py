@@ -6,6 +6,7 @@ import torch
 
 from recdepth.objectives import Plan, Staircase, WaveRun, deep_pass
 from recdepth.sampling import DiffusionForcing, TokenChooser
+from recdepth.sampling.decoding import Request
 from recdepth.sampling.wavefront import Wavefront
 
 SEED = 7
@@ -20,7 +21,7 @@ class TrueText(TokenChooser):
 
 def sampler_steps(model, sampler, prompt, choose, steps, new_tokens):
     """Lanes' tokens, states and read-outs after each step of the engine."""
-    wave = Wavefront(model, sampler.policy(model), choose, [prompt], [0], new_tokens, set(), 1)
+    wave = Wavefront(model, sampler.policy(model), choose, Request([prompt], [0], new_tokens), 1)
     found = []
     with torch.inference_mode():
         wave._admit()

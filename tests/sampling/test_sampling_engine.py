@@ -28,6 +28,7 @@ from recdepth.sampling import (
     forget_widths,
     presets,
 )
+from recdepth.sampling.decoding import Request
 from recdepth.sampling.front import Front
 from recdepth.sampling.guesses import guess
 from recdepth.sampling.speculative import Speculation
@@ -90,7 +91,7 @@ def test_the_keys_of_resting_lanes_are_those_of_a_parallel_pass(r, settle):
     kept = []
     for each in (sampler, replace(sampler, settle=0.0)):
         policy, choose = each.policy(), TokenChooser()
-        engine = Speculation(SETTLING, policy, choose, [prompt], [0], 32, set(), 1)
+        engine = Speculation(SETTLING, policy, choose, Request([prompt], [0], 32), 1)
         engine.run()
         assert (engine._alike_from < r).all() == bool(each.settle)
         kept.append((engine.cache.keys[:, :, :, :15], engine.cache.values[:, :, :, :15], engine.stats.token_passes))
@@ -488,7 +489,7 @@ def test_unused_lanes_have_no_depth(compiled):
 
 def wavefront(model, sampler, rows: int = 3, new: int = 5) -> Wavefront:
     prompts = [[1] * (i + 2) for i in range(rows)]
-    return Wavefront(model, sampler.policy(model), TokenChooser(), prompts, [*range(rows)], new, set(), rows)
+    return Wavefront(model, sampler.policy(model), TokenChooser(), Request(prompts, [*range(rows)], new), rows)
 
 
 def small(r: int) -> dict:
