@@ -210,10 +210,7 @@ class RecurrentGenerationMixin(GenerationMixin):
         with torch.no_grad():
             cache, span = past.open(self, batch, time, attention_mask)
             e = self.embed(input_ids, cache, span)
-            s = initial_state
-            if s is None:
-                streams = streams_of(rows, batch, e.device)
-                s = self.initial_state(e, streams, span.positions, seed)
+            s = self._first_state(e, span, initial_state, rows, seed)
             for depth in range(steps):
                 s = self.recur(e, s, cache, span, depth)
             logits = self.decode(s, cache, span, logits_to_keep)

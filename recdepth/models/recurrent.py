@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -261,8 +262,7 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
             labels: targets, shifted inside, -100 ignored.
             seed: seed of the noise; None draws from torch's generator.
             backprop_depth: gradients flow through this many last recurrences; None through all.
-            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory (as training after
-                ``gradient_checkpointing_enable`` does).
+            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory.
             past_key_values: keys and values of the places before ``input_ids``, which are added to it; no gradients.
             use_cache: start a cache where none is given (``past_key_values`` of the output).
             kv: of a cache that is started; None is ``per_depth``.
@@ -284,32 +284,53 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
             return RecurrentDepthOutput(logits=logits, latents=self._read(states), past_key_values=past)
         if kv is not None:
             raise ValueError(f"kv={kv!r} is a choice of the cache; set use_cache=True")
-        num_steps = self.config.mean_recurrence if num_steps is None else num_steps
-        batch, time = input_ids.shape
-        self._check_size(num_steps, time if attention_mask is None else int(attention_mask.sum(-1).max()))
-        span = self._whole_span(batch, time, attention_mask, input_ids.device)
-        e = self.embed(input_ids, None, span)
-        s = initial_state
-        if s is None:
-            streams = streams_of(rows, batch, e.device)
-            s = self.initial_state(e, streams, span.positions, seed)
-        with_grad = num_steps if backprop_depth is None else min(backprop_depth, num_steps)
-        with torch.no_grad():
-            for depth in range(num_steps - with_grad):
-                s = self.recur(e, s, None, span, depth)
-        if initial_state is None or with_grad < num_steps:
-            # like the states behind it, so that one compiled graph serves all recurrences
-            s = s.detach().requires_grad_(torch.is_grad_enabled())
-        for depth in range(num_steps - with_grad, num_steps):
-            if checkpoint_recurrences or (self.gradient_checkpointing and self.training):
-                s = checkpoint(self.recur, e, s, None, span, depth, use_reentrant=False)
-            else:
-                s = self.recur(e, s, None, span, depth)
+        checkpointed = checkpoint_recurrences or (self.gradient_checkpointing and self.training)
+        span, s = self._recur_whole(
+            input_ids, num_steps, initial_state, attention_mask, seed, rows, backprop_depth, checkpointed
+        )
         logits = self.decode(s, None, span, logits_to_keep if labels is None else 0)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return RecurrentDepthOutput(loss=loss, logits=logits, latents=self._read(s))
+
+    def _recur_whole(
+        self,
+        input_ids: Tensor,
+        num_steps: int | None,
+        initial_state: Tensor | None,
+        attention_mask: Tensor | None,
+        seed: int | None,
+        rows: Tensor | None,
+        backprop_depth: int | None,
+        checkpointed: bool,
+    ) -> tuple[Span, Tensor]:
+        """All recurrences of whole texts, without a cache; returns their span and un-normalised states."""
+        num_steps = self.config.mean_recurrence if num_steps is None else num_steps
+        batch, time = input_ids.shape
+        self._check_size(num_steps, time if attention_mask is None else int(attention_mask.sum(-1).max()))
+        span = self._whole_span(batch, time, attention_mask, input_ids.device)
+        e = self.embed(input_ids, None, span)
+        s = self._first_state(e, span, initial_state, rows, seed)
+        without_grad = 0 if backprop_depth is None else max(0, num_steps - backprop_depth)
+        with torch.no_grad():
+            for depth in range(without_grad):
+                s = self.recur(e, s, None, span, depth)
+        if initial_state is None or without_grad:
+            # like the states behind it, so that one compiled graph serves all recurrences
+            s = s.detach().requires_grad_(torch.is_grad_enabled())
+        recur = partial(checkpoint, self.recur, use_reentrant=False) if checkpointed else self.recur
+        for depth in range(without_grad, num_steps):
+            s = recur(e, s, None, span, depth)
+        return span, s
+
+    def _first_state(
+        self, e: Tensor, span: Span, initial_state: Tensor | None, rows: Tensor | None, seed: int | None
+    ) -> Tensor:
+        """s_0: what is given, or noise."""
+        if initial_state is not None:
+            return initial_state
+        return self.initial_state(e, streams_of(rows, len(e), e.device), span.positions, seed)
 
     # ------------------------------------------------------------------------------------------------------ the rest
 
