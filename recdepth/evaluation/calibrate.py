@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from recdepth.models import RecurrentDepthForCausalLM
-from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Sampler, SampleResult
+from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, SampleResult
 
 from .evaluate import agreement as token_agreement
 from .evaluate import evaluating
@@ -92,56 +93,67 @@ def calibrate_exit(
     problems = _problems(sampler, prompts, agreement, low, high, looks)
     if problems:
         raise ValueError("cannot calibrate:\n" + "\n".join(f"  - {p}" for p in problems))
-    full = Autoregressive(
-        num_steps=sampler.num_steps,
-        kv=sampler.kv,
-        init_scale=sampler.init_scale,
-        allow_unsupported=sampler.allow_unsupported,
-    )
-
-    def sample(with_sampler: Sampler) -> SampleResult:
-        return with_sampler(
-            model, prompts, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, seed=seed, batch_size=batch_size
-        )
-
-    def look(threshold: float) -> CalibrationLook:
-        result = sample(replace(sampler, exit_threshold=threshold))
-        stats = result.stats
-        return CalibrationLook(
-            threshold,
-            token_agreement(result.tokens, reference.tokens),
-            stats.recurrences_per_token,
-            stats.core_passes / max(stats.new_tokens, 1),
-        )
-
+    call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens}
+    call |= {"seed": seed, "batch_size": batch_size}
     with evaluating(model):
-        reference = sample(full)
+        reference = _full_depth(sampler)(model, prompts, **call)
         if not reference.stats.committed:
             raise ValueError(
                 f"every continuation ends with the token that the prefill gives, so there is nothing to calibrate on;"
                 f" raise max_new_tokens={max_new_tokens} (to 2 at least), or give other prompts or stop_tokens"
             )
-        tried = [look(high)]
-        if tried[0].agreement < agreement:
-            tried.insert(0, look(low))
-            if tried[0].agreement < agreement:
-                best = max(tried, key=lambda one: one.agreement)
-                raise ValueError(
-                    f"no threshold reaches agreement={agreement}: even low={low:g} gives {tried[0].agreement:.4f}"
-                    f" (best: {best.agreement:.4f}, at {best.threshold:g}); lower low or agreement, or change what else"
-                    " differs from full depth, such as prefill_steps, momentum, noise or max_wavefront"
-                )
-            reached, failed = tried
-            for _ in range(looks - 2):
-                middle = look(math.sqrt(reached.threshold * failed.threshold))
-                tried.append(middle)
-                if middle.agreement >= agreement:
-                    reached = middle
-                else:
-                    failed = middle
-    tried.sort(key=lambda one: one.threshold)
+
+        def look(threshold: float) -> CalibrationLook:
+            return _look(threshold, replace(sampler, exit_threshold=threshold)(model, prompts, **call), reference)
+
+        tried = _search(look, agreement, low, high, looks)
     chosen = max((one for one in tried if one.agreement >= agreement), key=lambda one: one.threshold)
     return ExitCalibration(chosen.threshold, chosen.agreement, chosen.recurrences_per_token, tuple(tried))
+
+
+def _full_depth(sampler: Adaptive | DiffusionForcing) -> Autoregressive:
+    """What the sampler is to agree with."""
+    names = ("num_steps", "kv", "init_scale", "allow_unsupported")
+    return Autoregressive(**{name: getattr(sampler, name) for name in names})
+
+
+def _look(threshold: float, result: SampleResult, reference: SampleResult) -> CalibrationLook:
+    stats, agreed = result.stats, token_agreement(result.tokens, reference.tokens)
+    passes = stats.core_passes / max(stats.new_tokens, 1)
+    return CalibrationLook(threshold, agreed, stats.recurrences_per_token, passes)
+
+
+def _search(
+    look: Callable[[float], CalibrationLook], agreement: float, low: float, high: float, looks: int
+) -> list[CalibrationLook]:
+    """Look at both ends, then halve the range between one that reaches the agreement and one that does not.
+
+    Returns:
+        what was tried, by rising threshold; at least one of them reaches the agreement.
+
+    Raises:
+        ValueError: where ``low`` does not.
+    """
+    failed = look(high)
+    if failed.agreement >= agreement:
+        return [failed]
+    reached = look(low)
+    tried = [reached, failed]
+    if reached.agreement < agreement:
+        best = max(tried, key=lambda one: one.agreement)
+        raise ValueError(
+            f"no threshold reaches agreement={agreement}: even low={low:g} gives {reached.agreement:.4f}"
+            f" (best: {best.agreement:.4f}, at {best.threshold:g}); lower low or agreement, or change what else"
+            " differs from full depth, such as prefill_steps, momentum, noise or max_wavefront"
+        )
+    for _ in range(looks - 2):
+        middle = look(math.sqrt(reached.threshold * failed.threshold))
+        tried.append(middle)
+        if middle.agreement >= agreement:
+            reached = middle
+        else:
+            failed = middle
+    return sorted(tried, key=lambda one: one.threshold)
 
 
 def _problems(
