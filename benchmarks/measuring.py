@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from typing import Any
 from rich.progress import Progress
 
 from benchmarks.composing import Variant
-from recdepth.data import EvaluationItem
-from recdepth.evaluation import Evaluation, Interval, Timings, evaluate, time_in_turn
-from recdepth.evaluation.compare import accuracy_columns, fastest_equal_ar, speed_columns, verdict
+from recdepth.evaluation import Evaluation, HeldOut, Interval, Timings, evaluate, time_in_turn
+from recdepth.evaluation.compare import accuracy_columns, bar_of, fastest_equal_ar, speed_columns, verdict
 from recdepth.evaluation.costs import draft_steps, measure_bound, peak_bytes, record_passes, time_shares
 from recdepth.evaluation.speed import wait
 from recdepth.models import RecurrentDepthForCausalLM
@@ -52,8 +51,8 @@ class Bench:
 
     Attributes:
         model: in eval mode.
-        items, score: held-out prompts and their scores.
-        max_new_tokens, stop_tokens, seed: of every call.
+        held_out: the prompts, where their texts end and how these are scored.
+        seed: of every call.
         samplers: by name; the first is the reference, AR at r.
         variants: each sampler in each mode, by label.
         fastest: each sampler in the mode that turned out fastest, by name.
@@ -61,10 +60,7 @@ class Bench:
     """
 
     model: RecurrentDepthForCausalLM
-    items: list[EvaluationItem]
-    score: Callable[[Any, list[int]], float]
-    max_new_tokens: int
-    stop_tokens: list[int]
+    held_out: HeldOut
     seed: int
     samplers: dict[str, Sampler]
     variants: dict[str, Variant]
@@ -81,16 +77,8 @@ class Bench:
         self, sampler: Sampler, first: int, count: int = 1, batch_size: int = 1, trace: Trace | None = None
     ) -> SampleResult:
         """Continue some of the prompts."""
-        return sampler(
-            self.model,
-            [item.prompt_ids for item in self.items[first : first + count]],
-            max_new_tokens=self.max_new_tokens,
-            stop_tokens=self.stop_tokens,
-            seed=self.seed,
-            batch_size=batch_size,
-            rows=range(first, first + count),
-            trace=trace,
-        )
+        some = self.held_out.part(first, first + count)
+        return some.sample(sampler, self.model, seed=self.seed, batch_size=batch_size, trace=trace)
 
     def seams(self, variant: Variant) -> list[Any]:
         """The objects whose seams the sampler calls in this mode; a prefill is eager in both."""
@@ -100,18 +88,10 @@ class Bench:
 def accuracy(bench: Bench, prompts: int, batch_size: int) -> None:
     """Accuracy with intervals, the paired difference to AR at r and its verdict; texts of the lossless samplers."""
     for name, sampler in bench.samplers.items():
-        task = bench.progress.add_task(f"accuracy of {name}", total=prompts)
-        ours = bench.evaluations[name] = evaluate(
-            sampler,
-            bench.model,
-            bench.items[:prompts],
-            bench.score,
-            max_new_tokens=bench.max_new_tokens,
-            stop_tokens=bench.stop_tokens,
-            batch_size=batch_size,
-            seed=bench.seed,
-            on_batch=lambda done, task=task: bench.progress.update(task, completed=done),  # type: ignore[misc]
-        )
+        bar = bar_of(bench.progress, f"accuracy of {name}", prompts)
+        some = bench.held_out.part(0, prompts)
+        ours = evaluate(sampler, bench.model, some, batch_size=batch_size, seed=bench.seed, on_batch=bar)
+        bench.evaluations[name] = ours
         columns = accuracy_columns(ours, bench.evaluations[bench.reference])
         difference = Interval(*(columns[f"difference{end}"] for end in ("", "_low", "_high")))
         row: dict[str, Any] = {"sampler": name, "settings": {"name": sampler.name} | asdict(sampler)}
@@ -125,18 +105,16 @@ def accuracy(bench: Bench, prompts: int, batch_size: int) -> None:
 
 def speed(bench: Bench, prompts: int, warmup: int) -> None:
     """Batch-1 speed of all samplers in all modes, in turn; an interrupted run keeps the prompts that were finished."""
-    task = bench.progress.add_task(f"speed of {len(bench.variants)} variants in turn", total=prompts)
+    bar = bar_of(bench.progress, f"speed of {len(bench.variants)} variants in turn", prompts)
     timings: dict[str, Timings] = {}
     try:
         time_in_turn(
             {label: variant.sampler for label, variant in bench.variants.items()},
             bench.model,
-            bench.items[:prompts],
-            max_new_tokens=bench.max_new_tokens,
-            stop_tokens=bench.stop_tokens,
+            bench.held_out.part(0, prompts),
             seed=bench.seed,
             warmup=warmup,
-            on_prompt=lambda done: bench.progress.update(task, completed=done),
+            on_prompt=bar,
             timings=timings,
         )
     finally:
@@ -233,7 +211,7 @@ def bound(bench: Bench, prompts: int, repeats: int) -> None:
 def memory(bench: Bench, prompts: int) -> None:
     """Peak memory and key/value cache of one call with the longest of the first prompts, in the fastest mode."""
     task = bench.progress.add_task("memory", total=len(bench.fastest))
-    longest = max(range(prompts), key=lambda i: len(bench.items[i].prompt_ids))
+    longest = max(range(prompts), key=lambda i: len(bench.held_out.items[i].prompt_ids))
     for name, variant in bench.fastest.items():
 
         def call(sampler: Sampler = variant.sampler) -> SampleResult:
@@ -243,8 +221,8 @@ def memory(bench: Bench, prompts: int) -> None:
         bench.results.rows[name]["memory"] = {
             "peak_bytes": peak_bytes(call, bench.model.device),
             "kv_cache_bytes": max((each.cache_bytes for each in passes), default=0),
-            "prompt_tokens": len(bench.items[longest].prompt_ids),
-            "max_new_tokens": bench.max_new_tokens,
+            "prompt_tokens": len(bench.held_out.items[longest].prompt_ids),
+            "max_new_tokens": bench.held_out.max_new_tokens,
         }
         bench.progress.advance(task)
         bench.results.save()

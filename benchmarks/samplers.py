@@ -29,8 +29,8 @@ from benchmarks.composing import Variant, build_data, build_samplers, model_fold
 from benchmarks.picture import plot
 from benchmarks.showing import show
 from recdepth import lifecycle, sources
-from recdepth.data import DataModule, EvaluationItem
-from recdepth.evaluation import machine_stamp
+from recdepth.data import DataModule
+from recdepth.evaluation import HeldOut, machine_stamp
 from recdepth.evaluation.compare import progress_bars
 from recdepth.models import RecurrentDepthForCausalLM, can_compile
 from recdepth.sampling import Sampler
@@ -102,7 +102,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def held_out(args: argparse.Namespace, data: DataModule, model: RecurrentDepthForCausalLM) -> list[EvaluationItem]:
+def held_out(args: argparse.Namespace, data: DataModule, model: RecurrentDepthForCausalLM) -> HeldOut:
     """As many prompts as the parts ask for.
 
     Raises:
@@ -136,7 +136,7 @@ def held_out(args: argparse.Namespace, data: DataModule, model: RecurrentDepthFo
                 f" leaves no room in the model's context of {context}; shorten the prompts"
             ]
         )
-    return items
+    return HeldOut(items, data.score, new, data.stop_tokens)
 
 
 def variants(
@@ -168,8 +168,8 @@ def prepare(args: argparse.Namespace, console: Console) -> measuring.Bench:
         raise ConfigError([f"--device={args.device} is unknown; take auto, cpu, cuda or cuda:<number>"])
     model = sources.load(path, "--model", args.device, args.dtype)
     data, settings = build_data(args.data, path)
-    items = held_out(args, data, model)
-    longest = max(items, key=lambda item: len(item.prompt_ids))
+    prompts = held_out(args, data, model)
+    longest = max(prompts.items, key=lambda item: len(item.prompt_ids))
     for name, sampler in samplers.items():
         try:
             sampler(model, [longest.prompt_ids], max_new_tokens=0)  # checks alone
@@ -191,10 +191,7 @@ def prepare(args: argparse.Namespace, console: Console) -> measuring.Bench:
     folder = args.out or Path("outputs/benchmarks") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return measuring.Bench(
         model=model,
-        items=items,
-        score=data.score,
-        max_new_tokens=args.max_new_tokens or data.max_new_tokens,
-        stop_tokens=data.stop_tokens,
+        held_out=prompts,
         seed=args.seed,
         samplers=samplers,
         variants=timed,

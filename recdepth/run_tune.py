@@ -18,7 +18,7 @@ from . import checks, lifecycle
 from .checks_tune import TUNE_LOG, local_samplers, run_of_model
 from .data import DataModule, EvaluationItem
 from .data.items import Split
-from .evaluation import Decoding, ModelBench, TuneLog, Tuner, Tuning, machine_stamp
+from .evaluation import Decoding, HeldOut, ModelBench, TuneLog, Tuner, Tuning, machine_stamp
 from .evaluation.compare import progress_bars
 from .evaluation.tune_bench import settings_of, weights_digest
 from .evaluation.tune_space import impossible_values, reference_of
@@ -55,13 +55,14 @@ def tune(cfg: DictConfig) -> float | None:
     given, model, data = _model_and_data(cfg)
     if problems := sampler.unsupported(model.config):
         raise ConfigError([f"sampler: {problem}" for problem in problems])
-    search, fresh = _prompts(tuning, data)
-    decoding = _decoding(cfg, model, data, sampler, [*search, *fresh])
+    searched, fresh = _prompts(tuning, data)
+    search, check = _held_out(cfg, model, data, searched, fresh)
+    decoding = Decoding(model, reference_of(sampler), cfg.batch_size, cfg.seed, machine_stamp(model))
     folder, facts = Path(cfg.paths.run_dir), lifecycle.provenance()
     if cfg.allocator and model.device.type == "cpu":
         lifecycle.keep_large_buffers()
     folder.mkdir(parents=True, exist_ok=True)
-    kept = _log(tuning, folder, decoding)
+    kept = _log(tuning, folder, decoding, search)
     lifecycle.prepare_run_folder(cfg, folder, facts)
     for value in impossible_values(sampler, tuning.space[sampler.name]):
         log.info("Left out: tune.space.%s.%s", sampler.name, value)
@@ -69,7 +70,7 @@ def tune(cfg: DictConfig) -> float | None:
         tuning,
         sampler,
         ModelBench(decoding, search, "search", kept),
-        ModelBench(decoding, fresh, "fresh", kept, compile=tuning.compile),
+        ModelBench(decoding, check, "fresh", kept, compile=tuning.compile),
         cfg.seed,
         model.config,
     )
@@ -202,14 +203,19 @@ def _prompts(tuning: Tuning, data: DataModule) -> tuple[list[EvaluationItem], li
     return search, fresh[:wanted]
 
 
-def _decoding(
-    cfg: DictConfig, model: RecurrentDepthForCausalLM, data: DataModule, sampler: Sampler, items: list[EvaluationItem]
-) -> Decoding:
-    """How everything is sampled.
+def _held_out(
+    cfg: DictConfig,
+    model: RecurrentDepthForCausalLM,
+    data: DataModule,
+    search: list[EvaluationItem],
+    fresh: list[EvaluationItem],
+) -> tuple[HeldOut, HeldOut]:
+    """Both lists of prompts, to be continued alike.
 
     Raises:
         ConfigError: where prompts do not fit the model.
     """
+    items = [*search, *fresh]
     vocabulary, context = model.config.vocab_size, model.config.max_position_embeddings
     longest = max(len(item.prompt_ids) for item in items)
     new = cfg.max_new_tokens or max(1, min(data.max_new_tokens, context - longest))
@@ -222,12 +228,11 @@ def _decoding(
         )
     if problems:
         raise ConfigError(problems)
-    reference = reference_of(sampler)
-    machine = machine_stamp(model)
-    return Decoding(model, reference, data.score, new, data.stop_tokens, cfg.batch_size, cfg.seed, machine)
+    one, other = (HeldOut(some, data.score, new, data.stop_tokens) for some in (search, fresh))
+    return one, other
 
 
-def _log(tuning: Tuning, folder: Path, decoding: Decoding) -> TuneLog:
+def _log(tuning: Tuning, folder: Path, decoding: Decoding, held_out: HeldOut) -> TuneLog:
     """The file of measurements, with those of an earlier tuning if that is wanted.
 
     Raises:
@@ -238,8 +243,8 @@ def _log(tuning: Tuning, folder: Path, decoding: Decoding) -> TuneLog:
         "dtype": str(decoding.model.dtype),
         "reference": settings_of(decoding.reference),
         "seed": decoding.seed,
-        "max_new_tokens": decoding.max_new_tokens,
-        "stop_tokens": list(decoding.stop_tokens),
+        "max_new_tokens": held_out.max_new_tokens,
+        "stop_tokens": list(held_out.stop_tokens),
     }
     earlier = Path(tuning.resume) / TUNE_LOG if tuning.resume is not None else None
     try:

@@ -3,12 +3,13 @@
 from .calibrate import CalibrationLook, ExitCalibration, calibrate_exit
 from .compare import compare, comparison_samplers
 from .evaluate import Evaluation, agreement, evaluate
+from .held_out import HeldOut, Prompt, Score
 from .intervals import Interval, mean_interval, median_interval, paired_difference, wilson_interval
 from .speed import Timings, machine_stamp, time_in_turn
 from .traced import Traced, autoregressive_baseline, trace_call
 from .tune import FinalCheck, Search, Tuner, Tuning
 from .tune_bench import Decoding, ModelBench, TuneLog
-from .view import SamplerView, sampler_view
+from .view import SamplerView
 
 __all__ = [
     "CalibrationLook",
@@ -16,9 +17,12 @@ __all__ = [
     "Evaluation",
     "ExitCalibration",
     "FinalCheck",
+    "HeldOut",
     "Interval",
     "ModelBench",
+    "Prompt",
     "SamplerView",
+    "Score",
     "Search",
     "Timings",
     "Traced",
@@ -35,7 +39,6 @@ __all__ = [
     "mean_interval",
     "median_interval",
     "paired_difference",
-    "sampler_view",
     "time_in_turn",
     "trace_call",
     "wilson_interval",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Sampler
 
-from .evaluate import Evaluation, Prompt, Score, agreement, evaluate
+from .evaluate import Evaluation, agreement, evaluate
+from .held_out import HeldOut
 from .intervals import Interval, paired_difference
 from .speed import Timings, machine_stamp, time_in_turn
 
@@ -54,11 +55,8 @@ def comparison_samplers(num_steps: int = 32, ar_depths: Sequence[int] | None = N
 def compare(
     model: RecurrentDepthForCausalLM,
     samplers: Mapping[str, Sampler],
-    items: Sequence[Prompt],
-    score: Score,
+    held_out: HeldOut,
     *,
-    max_new_tokens: int,
-    stop_tokens: Sequence[int],
     reference: str,
     accuracy_prompts: int | Mapping[str, int] = 300,
     speed_prompts: int = 24,
@@ -72,9 +70,7 @@ def compare(
     Args:
         model: any recurrent-depth model.
         samplers: by name, see :func:`comparison_samplers`.
-        items: held-out prompts; the first ones are used.
-        score: score in [0, 1] of an item's new tokens.
-        max_new_tokens, stop_tokens: where continuations end.
+        held_out: the prompts, of which the first ones are used, where their texts end and how these are scored.
         reference: name of the sampler that the others are compared with (AR at r).
         accuracy_prompts: prompts for accuracy and agreement: one number, or one per sampler (the reference's must be
             the largest, since differences to it are paired).
@@ -91,38 +87,20 @@ def compare(
         ValueError: for an unknown reference, numbers of prompts that do not fit, nothing to decode, or samplers that do
             not suit the model.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves nothing to compare; take at least 1")
+    if held_out.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={held_out.max_new_tokens} leaves nothing to compare; take at least 1")
     if problems := [f"{name}: {p}" for name, each in samplers.items() for p in each.unsupported(model.config)]:
         raise ValueError("this model does not suit all samplers:\n" + "\n".join(f"  - {p}" for p in problems))
-    counts = _prompt_counts(samplers, reference, accuracy_prompts, speed_prompts, len(items))
-    console = console or Console()
-    with progress_bars(console) as progress:
-        evaluations = {}
+    counts = _prompt_counts(samplers, reference, accuracy_prompts, speed_prompts, len(held_out))
+    timed = {name: replace(each, compile=True) if compile else each for name, each in samplers.items()}
+    evaluations = {}
+    with progress_bars(console or Console()) as progress:
         for name, sampler in samplers.items():
-            task = progress.add_task(f"accuracy of {name}", total=counts[name])
-            evaluations[name] = evaluate(
-                sampler,
-                model,
-                items[: counts[name]],
-                score,
-                max_new_tokens=max_new_tokens,
-                stop_tokens=stop_tokens,
-                batch_size=batch_size,
-                seed=seed,
-                on_batch=lambda done, task=task: progress.update(task, completed=done),  # type: ignore[misc]
-            )
-        task = progress.add_task(f"speed of {len(samplers)} samplers in turn", total=speed_prompts)
-        timed = {name: replace(each, compile=True) if compile else each for name, each in samplers.items()}
-        timings = time_in_turn(
-            timed,
-            model,
-            items[:speed_prompts],
-            max_new_tokens=max_new_tokens,
-            stop_tokens=stop_tokens,
-            seed=seed,
-            on_prompt=lambda done: progress.update(task, completed=done),
-        )
+            bar = bar_of(progress, f"accuracy of {name}", counts[name])
+            some = held_out.part(0, counts[name])
+            evaluations[name] = evaluate(sampler, model, some, batch_size=batch_size, seed=seed, on_batch=bar)
+        bar = bar_of(progress, f"speed of {len(samplers)} samplers in turn", speed_prompts)
+        timings = time_in_turn(timed, model, held_out.part(0, speed_prompts), seed=seed, on_prompt=bar)
     baseline = fastest_equal_ar(samplers, evaluations, timings, reference)
     machine = machine_stamp(model)
     return [
@@ -262,6 +240,12 @@ def _prompt_counts(
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
     return counts
+
+
+def bar_of(progress: Progress, description: str, total: int) -> Callable[[int], None]:
+    """A further bar; called with how much is done."""
+    task = progress.add_task(description, total=total)
+    return lambda done: progress.update(task, completed=done)
 
 
 def progress_bars(console: Console) -> Progress:

@@ -6,27 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.sampling import Sampler, SampleStats
 
+from .held_out import HeldOut
 from .intervals import wilson_interval
-
-
-class Prompt(Protocol):
-    """What evaluation needs of an item; :class:`recdepth.data.EvaluationItem` has it."""
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """Token ids of the prompt, at least one."""
-        ...
-
-
-#: Score in [0, 1] of an item's new tokens (a stop token may be last).
-Score = Callable[[Any, list[int]], float]
 
 
 @dataclass
@@ -54,15 +41,11 @@ class Evaluation:
 def evaluate(
     sampler: Sampler,
     model: RecurrentDepthForCausalLM,
-    items: Sequence[Prompt],
-    score: Score,
+    held_out: HeldOut,
     *,
-    max_new_tokens: int,
-    stop_tokens: Sequence[int],
     batch_size: int = 64,
     seed: int = 0,
     temperature: float = 0.0,
-    first: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Sample a continuation of every prompt, in batches, and score it.
@@ -70,46 +53,33 @@ def evaluate(
     Args:
         sampler: any sampler.
         model: put into eval mode meanwhile.
-        items: prompts; item i has random stream ``first`` + i whatever the batch size.
-        score: see :data:`Score`.
-        max_new_tokens: per prompt.
-        stop_tokens: ids that end a continuation.
+        held_out: the prompts, where their texts end and how these are scored.
         batch_size: prompts sampled together.
         seed: of noise and draws.
         temperature: 0 for greedy.
-        first: random stream of the first item, for callers that evaluate a list in parts.
         on_batch: called with the number of prompts done, after every batch.
 
     Raises:
-        ValueError: for no items, or a batch size below 1.
+        ValueError: for no prompts, or a batch size below 1.
     """
-    if not items:
-        raise ValueError("items is empty; evaluate on at least one prompt")
+    if not len(held_out):
+        raise ValueError("held_out is empty; evaluate on at least one prompt")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     tokens: list[list[int]] = []
     stats = SampleStats()
     seconds = 0.0
     with evaluating(model):
-        for begin in range(0, len(items), batch_size):
-            batch = items[begin : begin + batch_size]
+        for begin in range(0, len(held_out), batch_size):
+            batch = held_out.part(begin, begin + batch_size)
             started = time.perf_counter()
-            result = sampler(
-                model,
-                [item.prompt_ids for item in batch],
-                max_new_tokens=max_new_tokens,
-                stop_tokens=stop_tokens,
-                temperature=temperature,
-                seed=seed,
-                batch_size=len(batch),
-                rows=range(first + begin, first + begin + len(batch)),
-            )
+            result = batch.sample(sampler, model, temperature=temperature, seed=seed, batch_size=len(batch))
             seconds += time.perf_counter() - started
             tokens += result.tokens
             stats = stats.add(result.stats)
             if on_batch is not None:
                 on_batch(len(tokens))
-    scores = [float(score(item, new)) for item, new in zip(items, tokens, strict=True)]
+    scores = [float(held_out.score(item, new)) for item, new in zip(held_out.items, tokens, strict=True)]
     interval = wilson_interval(sum(scores), len(scores))
     return Evaluation(len(scores), *interval, scores, tokens, stats, seconds)
 

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,8 @@ import transformers
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.sampling import Sampler, SampleResult, SampleStats
 
-from .evaluate import Prompt, evaluating
+from .evaluate import evaluating
+from .held_out import HeldOut
 from .intervals import Interval, median_interval
 
 
@@ -73,13 +74,10 @@ class Timings:
 def time_in_turn(
     samplers: Mapping[str, Sampler],
     model: RecurrentDepthForCausalLM,
-    items: Sequence[Prompt],
+    held_out: HeldOut,
     *,
-    max_new_tokens: int,
-    stop_tokens: Sequence[int],
     seed: int = 0,
     warmup: int = 1,
-    first: int = 0,
     on_prompt: Callable[[int], None] | None = None,
     timings: dict[str, Timings] | None = None,
 ) -> dict[str, Timings]:
@@ -91,37 +89,28 @@ def time_in_turn(
     Args:
         samplers: by name.
         model: put into eval mode meanwhile.
-        items: prompts, at least one.
-        max_new_tokens, stop_tokens, seed: as in :func:`recdepth.evaluation.evaluate`.
+        held_out: at least one prompt.
+        seed: of the states' noise.
         warmup: prompts to warm up with.
-        first: random stream of the first item, for callers that time a list in parts.
         on_prompt: called with the number of prompts done.
         timings: an empty dict to be filled, prompt by prompt, for callers that may be interrupted.
 
     Returns:
         the timings by name.
     """
-    if not items:
-        raise ValueError("items is empty; time at least one prompt")
+    if not len(held_out):
+        raise ValueError("held_out is empty; time at least one prompt")
     names = list(samplers)
     timings = {} if timings is None else timings
     timings.update({name: Timings() for name in names})
     with evaluating(model):
-        for i in range(-warmup, len(items)):  # below 0: warms up
-            row = i if i >= 0 else (i + warmup) % len(items)
-            turn = (first + max(i, 0)) % len(names)
+        for i in range(-warmup, len(held_out)):  # below 0: warms up
+            row = i if i >= 0 else (i + warmup) % len(held_out)
+            prompt = held_out.part(row, row + 1)
+            turn = (held_out.first + max(i, 0)) % len(names)
             measured = {}
             for name in names[turn:] + names[:turn]:
-                call = partial(
-                    samplers[name],
-                    model,
-                    [items[row].prompt_ids],
-                    max_new_tokens=max_new_tokens,
-                    stop_tokens=stop_tokens,
-                    seed=seed,
-                    rows=[first + row],
-                )
-                measured[name] = _timed(call, model.device)
+                measured[name] = _timed(partial(prompt.sample, samplers[name], model, seed=seed), model.device)
             if i < 0:
                 continue
             for name, taken in measured.items():

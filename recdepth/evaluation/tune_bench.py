@@ -14,7 +14,8 @@ import torch
 from recdepth.models import RecurrentDepthForCausalLM
 from recdepth.sampling import Sampler, SampleStats
 
-from .evaluate import Prompt, Score, evaluate
+from .evaluate import evaluate
+from .held_out import HeldOut, Prompt
 from .speed import Timings, time_in_turn
 from .tune_halving import Scored
 
@@ -108,8 +109,6 @@ class Decoding:
     Attributes:
         model: any recurrent-depth model.
         reference: what all settings are compared with.
-        score: see :data:`recdepth.evaluation.evaluate.Score`.
-        max_new_tokens, stop_tokens: where continuations end.
         batch_size: of the scored prompts.
         seed: of the states' noise.
         machine: what a speed depends on; see :func:`recdepth.evaluation.machine_stamp`.
@@ -117,9 +116,6 @@ class Decoding:
 
     model: RecurrentDepthForCausalLM
     reference: Sampler
-    score: Score
-    max_new_tokens: int
-    stop_tokens: Sequence[int]
     batch_size: int
     seed: int
     machine: Mapping[str, Any]
@@ -130,14 +126,14 @@ class ModelBench:
 
     Args:
         decoding: how to sample.
-        items: the prompts of this part.
+        held_out: the prompts of this part.
         part: its name in the log.
         log: where measurements are kept, and looked up first.
         compile: the reference is timed in compiled graphs (its texts are always those of the eager one).
     """
 
-    def __init__(self, decoding: Decoding, items: Sequence[Prompt], part: Part, log: TuneLog, *, compile: bool = False):
-        self.decoding, self.items, self.part, self.log = decoding, items, part, log
+    def __init__(self, decoding: Decoding, held_out: HeldOut, part: Part, log: TuneLog, *, compile: bool = False):
+        self.decoding, self.held_out, self.part, self.log = decoding, held_out, part, log
         self._clock = replace(decoding.reference, compile=compile)
         self._warm: set[Sampler] = set()
 
@@ -159,24 +155,15 @@ class ModelBench:
 
     def _sampled(self, sampler: Sampler, begin: int, end: int) -> Record:
         def measure() -> Record:
-            found = evaluate(
-                sampler,
-                self.decoding.model,
-                self.items[begin:end],
-                self.decoding.score,
-                max_new_tokens=self.decoding.max_new_tokens,
-                stop_tokens=self.decoding.stop_tokens,
-                batch_size=self.decoding.batch_size,
-                seed=self.decoding.seed,
-                first=begin,
-            )
+            decoding, some = self.decoding, self.held_out.part(begin, end)
+            found = evaluate(sampler, decoding.model, some, batch_size=decoding.batch_size, seed=decoding.seed)
             return {"scores": found.scores, "tokens": found.tokens, "seconds": found.seconds}
 
         return self.log.of(["score", *self._where(begin, end), settings_of(sampler)], measure)
 
     def _where(self, begin: int, end: int) -> list[Any]:
         """Which prompts: where they are, and what they are."""
-        return [self.part, begin, end, prompts_digest(self.items[begin:end])]
+        return [self.part, begin, end, prompts_digest(self.held_out.items[begin:end])]
 
     def _timed(self, turn: Mapping[str, Sampler], begin: int, end: int) -> dict[str, Timings]:
         cold = {name: sampler for name, sampler in turn.items() if sampler not in self._warm}
@@ -186,13 +173,5 @@ class ModelBench:
         return self._time_now(turn, begin, end)
 
     def _time_now(self, turn: Mapping[str, Sampler], begin: int, end: int) -> dict[str, Timings]:
-        return time_in_turn(
-            turn,
-            self.decoding.model,
-            self.items[begin:end],
-            max_new_tokens=self.decoding.max_new_tokens,
-            stop_tokens=self.decoding.stop_tokens,
-            seed=self.decoding.seed,
-            warmup=0,
-            first=begin,
-        )
+        some = self.held_out.part(begin, end)
+        return time_in_turn(turn, self.decoding.model, some, seed=self.decoding.seed, warmup=0)

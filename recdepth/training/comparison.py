@@ -9,7 +9,15 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 
 from recdepth.data import DataModule, EvaluationItem
-from recdepth.evaluation import Traced, autoregressive_baseline, compare, comparison_samplers, machine_stamp, trace_call
+from recdepth.evaluation import (
+    HeldOut,
+    Traced,
+    autoregressive_baseline,
+    compare,
+    comparison_samplers,
+    machine_stamp,
+    trace_call,
+)
 from recdepth.evaluation.compare import Row
 from recdepth.evaluation.tune_space import is_lossless
 from recdepth.models import RecurrentDepthForCausalLM
@@ -98,15 +106,12 @@ class Comparison:
         loggers = list(loggers)
         samplers = self.samplers
         reference = next(iter(samplers))
-        items = data.evaluation_items(max(self.accuracy_prompts, self.speed_prompts), split="test")
+        held_out = HeldOut.of(data, max(self.accuracy_prompts, self.speed_prompts), "test")
         with eager_seams(model):
             rows = compare(
                 model,
                 samplers,
-                items,
-                data.score,
-                max_new_tokens=data.max_new_tokens,
-                stop_tokens=data.stop_tokens,
+                held_out,
                 reference=reference,
                 accuracy_prompts={name: self._prompts(each) for name, each in samplers.items()},
                 speed_prompts=self.speed_prompts,
@@ -120,7 +125,8 @@ class Comparison:
         finally:
             log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
         log_image(loggers, "comparison_plot", folder / "comparison.png")
-        files = _wavefront(samplers[next(reversed(samplers))], model, data, items[: self.speed_prompts], folder, seed)
+        drawn = data.evaluation_items(self.speed_prompts, split="test")
+        files = _wavefront(samplers[next(reversed(samplers))], model, data, drawn, folder, seed)
         if not files:
             log.info("No wavefront: the first token ended the text, for every prompt tried")
         for path in files:

@@ -83,8 +83,8 @@ def test_everything_is_measured_and_written(run, tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_finished(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args, timings, **settings):
-        samplers_, model, items = args
-        real(samplers_, model, items[:1], timings=timings, **settings)
+        samplers_, model, held_out = args
+        real(samplers_, model, held_out.part(0, 1), timings=timings, **settings)
         raise KeyboardInterrupt
 
     real = measuring.time_in_turn

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from recdepth.evaluation import Evaluation, Timings, compare, comparison_samplers, time_in_turn
+from recdepth.evaluation import Evaluation, HeldOut, Timings, compare, comparison_samplers, time_in_turn
 from recdepth.evaluation.compare import fastest_equal_ar
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, SampleStats
@@ -25,7 +25,7 @@ class Prompt:
 
 
 ITEMS = [Prompt([1 + i, 2, 3]) for i in range(6)]
-CALL = {"max_new_tokens": 5, "stop_tokens": []}
+HELD_OUT = HeldOut(ITEMS, lambda item, tokens: float(tokens[0] % 2), max_new_tokens=5, stop_tokens=[])
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def model() -> RecurrentDepthForCausalLM:
     return RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=20, hidden_size=32, num_attention_heads=2))
 
 
-def run(model, samplers, **settings) -> tuple[list[dict], str]:
+def run(model, samplers, held_out=HELD_OUT, **settings) -> tuple[list[dict], str]:
     console = Console(file=io.StringIO(), width=100)
     given = {"reference": next(iter(samplers)), "accuracy_prompts": 6, "speed_prompts": 2, "console": console}
-    rows = compare(model, samplers, ITEMS, lambda item, tokens: float(tokens[0] % 2), **CALL | given | settings)
+    rows = compare(model, samplers, held_out, **given | settings)
     return rows, console.file.getvalue()
 
 
@@ -91,7 +91,7 @@ def spied(call, seen):
         ({"speed_prompts": 0}, "speed_prompts=0"),
         ({"accuracy_prompts": {"ar": 3}}, "no number for df"),
         ({"accuracy_prompts": {"ar": 3, "df": 4}}, "exceeds the 3 of the reference"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 leaves nothing to compare"),
+        ({"held_out": replace(HELD_OUT, max_new_tokens=0)}, "max_new_tokens=0 leaves nothing to compare"),
     ],
 )
 def test_wrong_numbers_say_what_to_do(model, settings, message: str) -> None:
@@ -157,7 +157,7 @@ class Recorder:
 def test_samplers_take_turns_after_a_warm_up(model) -> None:
     turns: list[tuple[str, int]] = []
     samplers = {name: Recorder(name, turns) for name in "abc"}
-    timings = time_in_turn(samplers, model, ITEMS[:3], **CALL)
+    timings = time_in_turn(samplers, model, HELD_OUT.part(0, 3))
     warm, measured = turns[:3], turns[3:]
     assert [name for name, _ in warm] == list("abc")
     assert [name for name, _ in measured] == list("abc" + "bca" + "cab")

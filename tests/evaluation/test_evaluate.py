@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from recdepth.evaluation import agreement, evaluate
+from recdepth.evaluation import HeldOut, agreement, evaluate
 from recdepth.models import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from recdepth.sampling import Autoregressive, DiffusionForcing
 
@@ -23,18 +23,20 @@ def model() -> RecurrentDepthForCausalLM:
 
 
 ITEMS = [Prompt([1 + i, 2, 3, 4 + i][: 2 + i % 3]) for i in range(7)]
-CALL = {"max_new_tokens": 6, "stop_tokens": [5]}
 
 
 def odd_length(item: Prompt, tokens: list[int]) -> float:
     return float((sum(tokens) + item.prompt_ids[0]) % 2)
 
 
+HELD_OUT = HeldOut(ITEMS, odd_length, max_new_tokens=6, stop_tokens=[5])
+
+
 @pytest.mark.parametrize("sampler", [Autoregressive(num_steps=3), DiffusionForcing(num_steps=4, inner_steps=2)])
 def test_batch_size_changes_nothing_but_the_passes(model, sampler) -> None:
-    whole = evaluate(sampler, model, ITEMS, odd_length, **CALL)
+    whole = evaluate(sampler, model, HELD_OUT)
     seen: list[int] = []
-    parts = evaluate(sampler, model, ITEMS, odd_length, batch_size=3, on_batch=seen.append, **CALL)
+    parts = evaluate(sampler, model, HELD_OUT, batch_size=3, on_batch=seen.append)
     assert whole.tokens == parts.tokens
     assert seen == [3, 6, 7]
     assert parts.stats.new_tokens == sum(map(len, parts.tokens)) == whole.stats.new_tokens
@@ -42,7 +44,7 @@ def test_batch_size_changes_nothing_but_the_passes(model, sampler) -> None:
 
 
 def test_scores_and_their_interval(model) -> None:
-    found = evaluate(Autoregressive(num_steps=2), model, ITEMS, odd_length, **CALL)
+    found = evaluate(Autoregressive(num_steps=2), model, HELD_OUT)
     assert found.scores == [odd_length(item, new) for item, new in zip(ITEMS, found.tokens, strict=True)]
     assert found.n == 7
     assert found.accuracy == pytest.approx(sum(found.scores) / 7)
@@ -53,19 +55,25 @@ def test_scores_and_their_interval(model) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_is_put_back(model, training: bool) -> None:
     model.train(training)
-
-    def score(item: Prompt, tokens: list[int]) -> float:
-        return 0.0
-
-    evaluate(Autoregressive(num_steps=1), model, ITEMS[:1], score, **CALL)
+    evaluate(Autoregressive(num_steps=1), model, HELD_OUT.part(0, 1))
     assert model.training is training
 
 
 def test_wrong_calls_say_what_to_do(model) -> None:
-    with pytest.raises(ValueError, match="items is empty"):
-        evaluate(Autoregressive(num_steps=1), model, [], odd_length, **CALL)
+    with pytest.raises(ValueError, match="held_out is empty"):
+        evaluate(Autoregressive(num_steps=1), model, HELD_OUT.part(7, 9))
     with pytest.raises(ValueError, match="batch_size=0"):
-        evaluate(Autoregressive(num_steps=1), model, ITEMS, odd_length, batch_size=0, **CALL)
+        evaluate(Autoregressive(num_steps=1), model, HELD_OUT, batch_size=0)
+
+
+def test_a_part_keeps_its_random_streams(model) -> None:
+    df = DiffusionForcing(num_steps=4, inner_steps=2)
+    whole = evaluate(df, model, HELD_OUT, temperature=1.0)
+    part = HELD_OUT.part(1, 6).part(1, 4)
+    assert len(part) == 3 and part.first == 2
+    assert evaluate(df, model, part, temperature=1.0).tokens == whole.tokens[2:5]
+    shifted = HeldOut(part.items, odd_length, max_new_tokens=6, stop_tokens=[5])
+    assert evaluate(df, model, shifted, temperature=1.0).tokens != whole.tokens[2:5]
 
 
 def test_agreement_counts_equal_places_of_the_longer_text() -> None:

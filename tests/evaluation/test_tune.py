@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 import pytest
 import torch
 
-from recdepth.evaluation import Decoding, FinalCheck, ModelBench, Search, Timings, TuneLog, Tuner, Tuning
+from recdepth.evaluation import Decoding, FinalCheck, HeldOut, ModelBench, Search, Timings, TuneLog, Tuner, Tuning
 from recdepth.evaluation.tune_bench import settings_of, weights_digest
 from recdepth.evaluation.tune_halving import Fate, Scored, Tried, halve, pareto_front
 from recdepth.evaluation.tune_space import (
@@ -305,16 +305,16 @@ class Prompt:
 def decoding() -> Decoding:
     torch.manual_seed(0)
     model = RecurrentDepthForCausalLM(RecurrentDepthConfig(vocab_size=20, hidden_size=32, num_attention_heads=2))
-    score = lambda item, tokens: float(tokens[0] % 2)  # noqa: E731
-    return Decoding(model, Autoregressive(num_steps=4), score, 5, [], 4, 0, {"cpu": "this"})
+    return Decoding(model, Autoregressive(num_steps=4), 4, 0, {"cpu": "this"})
 
 
 ITEMS = [Prompt([1 + i, 2, 3]) for i in range(8)]
+HELD_OUT = HeldOut(ITEMS, lambda item, tokens: float(tokens[0] % 2), max_new_tokens=5, stop_tokens=[])
 
 
 def test_measurements_are_made_once_and_taken_over(decoding, tmp_path, monkeypatch) -> None:
     head = {"weights": weights_digest(decoding.model)}
-    bench = ModelBench(decoding, ITEMS, "search", TuneLog(tmp_path / "a.jsonl", head))
+    bench = ModelBench(decoding, HELD_OUT, "search", TuneLog(tmp_path / "a.jsonl", head))
     df = DiffusionForcing(num_steps=4)
     scored = bench.score(df, 2, 6)
     clock, timings = bench.time({"df": df}, 1, 2)
@@ -326,18 +326,18 @@ def test_measurements_are_made_once_and_taken_over(decoding, tmp_path, monkeypat
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + '\n{"key": ["cut sh')
     again = TuneLog(tmp_path / "b.jsonl", head, tmp_path / "a.jsonl")
     monkeypatch.setattr(Sampler, "__call__", lambda *_, **__: pytest.fail("sampled again"))
-    resumed = ModelBench(decoding, ITEMS, "search", again)
+    resumed = ModelBench(decoding, HELD_OUT, "search", again)
     assert resumed.score(df, 2, 6) == scored
     assert resumed.time({"df": df}, 1, 2) == (clock, timings)
     assert (again.taken_over, (tmp_path / "b.jsonl").read_text().splitlines()) == (3, lines)
     for begin, items in ((3, ITEMS), (2, ITEMS[::-1])):  # other prompts
         with pytest.raises(BaseException, match="sampled again"):
-            ModelBench(decoding, items, "search", again).score(df, begin, begin + 4)
+            ModelBench(decoding, replace(HELD_OUT, items=items), "search", again).score(df, begin, begin + 4)
 
 
 def test_a_part_of_the_prompts_has_the_streams_of_the_whole(decoding, tmp_path) -> None:
     log = TuneLog(tmp_path / "a.jsonl", {})
-    bench = ModelBench(decoding, ITEMS, "search", log)
+    bench = ModelBench(decoding, HELD_OUT, "search", log)
     reference = settings_of(decoding.reference)
     bench.score(decoding.reference, 0, 8)
     bench.score(decoding.reference, 5, 8)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recdepth.evaluation import SamplerView, sampler_view
+from recdepth.evaluation import SamplerView
 from recdepth.sampling import DiffusionForcing, TokenChooser
+from recdepth.sampling.decoding import Request
 from recdepth.sampling.wavefront import Wavefront
 
 SEED, WIDTH, DEEPEST = 2, 4, 5
@@ -18,7 +19,7 @@ def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch, headwa
     settings = {"inner_steps": 1, "momentum": 0.0, "commit": "depth", "max_wavefront": WIDTH, "headway": headway}
     sampler = DiffusionForcing(num_steps=99, prefill_steps=4, **settings)  # nothing commits
     choose = TokenChooser(seed=SEED)
-    engine = Wavefront(model, sampler.policy(model), choose, [ids[0, :front].tolist()], [0], 12, set(), 1)
+    engine = Wavefront(model, sampler.policy(model), choose, Request([ids[0, :front].tolist()], [0], 12), 1)
     right, read, flips, settled = {}, {}, 0, {}
     said: dict[int, int] = {}
     with torch.inference_mode():
@@ -39,27 +40,18 @@ def test_the_view_counts_what_the_sampler_does(model, batch, monkeypatch, headwa
                 said[p] = proposal
     assert len(settled) == WIDTH
     monkeypatch.setattr("recdepth.evaluation.view.draw_fronts", lambda *_: torch.tensor([[front]]))
-    view = SamplerView()
-    settings = {
-        "num_steps": 4,
-        "depths": (1, 2, 3, 4, 5),
-        "threshold": 0.3,
-        "width": WIDTH,
-        "windows": 1,
-        "seed": SEED,
-        "headway": headway,
-    }
-    sampler_view(view, model, ids, ids, **settings)
+    view = SamplerView(depths=(1, 2, 3, 4, 5), threshold=0.3, width=WIDTH, windows=1, headway=headway)
+    view.add(model, ids, ids, num_steps=4, seed=SEED)
     assert view.read == read and view.right == right and view.flips == flips > 0
     assert view.settling == sum(settled.values()) and view.lanes == view.drafts == WIDTH
     assert np.isclose(view.metrics()["draft_accuracy_depth_1"], right[1] / read[1])
 
 
 def test_agreement_of_keys_is_counted_on_labelled_positions(model, batch) -> None:
-    view = SamplerView()
-    sampler_view(view, model, **batch, num_steps=1, depths=(1,))
+    view = SamplerView(depths=(1,))
+    view.add(model, **batch, num_steps=1)
     assert view.compared == (batch["labels"][:, 1:] != -100).sum()
     assert 0.5 < view.agreeing / view.compared <= 1.0
-    again = SamplerView()
-    sampler_view(again, model, **batch, num_steps=1, depths=(1,))
+    again = SamplerView(depths=(1,))
+    again.add(model, **batch, num_steps=1)
     assert view == again

@@ -280,8 +280,8 @@ def test_a_comparison_measures_the_depths_and_prompts_asked_for(tmp_path, monkey
     data.max_new_tokens = 3
     asked = {}
 
-    def compare(model, samplers, items, score, **settings):
-        asked.update(settings["accuracy_prompts"], items=len(items))
+    def compare(model, samplers, held_out, **settings):
+        asked.update(settings["accuracy_prompts"], items=len(held_out))
         return []
 
     monkeypatch.setattr("recdepth.training.comparison.compare", compare)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from recdepth.evaluation import evaluate
+from recdepth.evaluation import HeldOut, evaluate
 from recdepth.sampling import Sampler
 
 from ..module import TrainingModule
@@ -81,10 +81,7 @@ class Curriculum(Callback):
             accuracy = evaluate(
                 self.sampler,
                 pl_module.model,
-                data.evaluation_items(self.items, split="validation"),
-                data.score,
-                max_new_tokens=data.max_new_tokens,
-                stop_tokens=data.stop_tokens,
+                HeldOut.of(data, self.items, "validation"),
                 batch_size=self.items,
                 seed=pl_module.seed,
                 on_batch=lambda _: stop_if_asked(trainer),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lightning import Callback, LightningModule, Trainer
 
 from recdepth.data import DataModule
-from recdepth.evaluation import Evaluation, evaluate
+from recdepth.evaluation import Evaluation, HeldOut, evaluate
 from recdepth.sampling import Sampler
 
 from ..loggers import log_table
@@ -90,10 +90,7 @@ class SamplerEvaluation(Callback):
             return evaluate(
                 sampler,
                 module.model,
-                data.evaluation_items(self.items, split=split),
-                data.score,
-                max_new_tokens=data.max_new_tokens,
-                stop_tokens=data.stop_tokens,
+                HeldOut.of(data, self.items, split),
                 batch_size=self.batch_size,
                 seed=module.seed,
                 on_batch=lambda _: stop_if_asked(trainer),

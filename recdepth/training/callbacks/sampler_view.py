@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from recdepth.evaluation import SamplerView, sampler_view
+from recdepth.evaluation import SamplerView
 
 from ..module import Batch, TrainingModule
 from ..ranges import at_least_one
@@ -51,21 +51,13 @@ class WavefrontView(FirstBatches):
         self.settings: dict[str, Any] = {"depths": tuple(depths), "threshold": threshold, "width": width}
         self.settings |= {"headway": headway, "windows": windows}
         super().__init__(batches)
-        self._view = SamplerView()
+        self._view = SamplerView(**self.settings)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._view = SamplerView()
+        self._view = SamplerView(**self.settings)
 
     def look(self, module: TrainingModule, batch: Batch) -> None:
-        sampler_view(
-            self._view,
-            module.model,
-            batch["input_ids"],
-            batch["labels"],
-            num_steps=module.validation_depth,
-            seed=module.seed,
-            **self.settings,
-        )
+        self._view.add(module.model, batch["input_ids"], batch["labels"], module.validation_depth, module.seed)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, value in self._view.metrics().items():
