@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .kernels import Kernel, can_use_kernels
 
-#: Multiply-adds from which a float32 product with packed weights is the faster one (to call it takes longer): those of a
-#: weight that stays near the core, and of one of more than so many numbers. In bfloat16 every one is.
+#: Multiply-adds from which a float32 product with packed weights is the faster one, though its call takes longer: those
+#: of a weight that stays near the core, and of one of more than so many numbers. In bfloat16 every one is.
 PACKED_FROM, LARGE_PACKED_FROM, LARGE = 5_000_000, 500_000, 1 << 17
 #: Rows up to which a product in bfloat16 is ours inside graphs.
 OURS_UP_TO = 16
