@@ -180,18 +180,18 @@ def _prompts(tuning: Tuning, data: DataModule) -> tuple[list[EvaluationItem], li
     most = max(counts, key=lambda name: counts[name])
     wanted, problems = counts[most], []
 
-    def held_out(count: int, split: Split, key: str) -> list[EvaluationItem]:
+    def drawn(count: int, split: Split, key: str) -> list[EvaluationItem]:
         try:
             return data.evaluation_items(count, split=split)
         except ValueError as error:
             problems.append(f"{key}: {error}")
             return []
 
-    search = held_out(tuning.search.rungs[-1], "validation", f"tune.search.rungs={list(tuning.search.rungs)}")
+    search = drawn(tuning.search.rungs[-1], "validation", f"tune.search.rungs={list(tuning.search.rungs)}")
     seen = {tuple(item.prompt_ids) for item in search}
     key, fresh, asked = f"tune.check.{most}={wanted}", [], wanted
     while not problems:
-        items = held_out(asked, "test", key)
+        items = drawn(asked, "test", key)
         fresh = [item for item in items if tuple(item.prompt_ids) not in seen]
         if len(fresh) >= wanted or problems:
             break
@@ -228,8 +228,8 @@ def _held_out(
         )
     if problems:
         raise ConfigError(problems)
-    one, other = (HeldOut(some, data.score, new, data.stop_tokens) for some in (search, fresh))
-    return one, other
+    end = new, data.stop_tokens
+    return HeldOut(search, data.score, *end), HeldOut(fresh, data.score, *end)
 
 
 def _log(tuning: Tuning, folder: Path, decoding: Decoding, held_out: HeldOut) -> TuneLog:

@@ -134,18 +134,19 @@ def _search(
     Raises:
         ValueError: where ``low`` does not.
     """
-    failed = look(high)
-    if failed.agreement >= agreement:
-        return [failed]
-    reached = look(low)
-    tried = [reached, failed]
-    if reached.agreement < agreement:
+    top = look(high)
+    if top.agreement >= agreement:
+        return [top]
+    bottom = look(low)
+    tried = [bottom, top]
+    if bottom.agreement < agreement:
         best = max(tried, key=lambda one: one.agreement)
         raise ValueError(
-            f"no threshold reaches agreement={agreement}: even low={low:g} gives {reached.agreement:.4f}"
+            f"no threshold reaches agreement={agreement}: even low={low:g} gives {bottom.agreement:.4f}"
             f" (best: {best.agreement:.4f}, at {best.threshold:g}); lower low or agreement, or change what else"
             " differs from full depth, such as prefill_steps, momentum, noise or max_wavefront"
         )
+    reached, failed = bottom, top
     for _ in range(looks - 2):
         middle = look(math.sqrt(reached.threshold * failed.threshold))
         tried.append(middle)

@@ -71,7 +71,7 @@ class SamplerView:
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         plan = self._plan(draw_fronts(labels, self.windows, torch.Generator().manual_seed(seed)), seed)
         run = WaveRun(model, input_ids, deep, plan)
-        self._count(run, plan.recurrences, targets.gather(1, run.positions.flatten(1)))
+        self._count(run, plan.steps, targets.gather(1, run.positions.flatten(1)))
         self._compare_keys(model, input_ids, targets, deep, seed)
 
     def _plan(self, fronts: Tensor, seed: int) -> Plan:

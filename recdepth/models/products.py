@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .kernels import Kernel, can_use_kernels
 
 #: Multiply-adds from which a float32 product with packed weights is the faster one, though its call takes longer: those
-#: of a weight that stays near the core, and of one of more than so many numbers. In bfloat16 every one is.
+#: of a weight that stays near the core, and of one of so many numbers or more. In bfloat16 every one is.
 PACKED_FROM, LARGE_PACKED_FROM, LARGE = 5_000_000, 500_000, 1 << 17
 #: Rows up to which a product in bfloat16 is ours inside graphs.
 OURS_UP_TO = 16
@@ -48,15 +48,16 @@ class Linear(nn.Linear):
         self.weight.data = self.weight.data.t().contiguous().t()
 
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        if torch.compiler.is_compiling() or self.packed is None or not _packed_is_faster(input, self.weight):
-            return F.linear(input, self.weight)
+        weight = self.weight
+        if torch.compiler.is_compiling() or self.packed is None or not _packed_is_faster(input, weight):
+            return F.linear(input, weight)
         if torch.is_grad_enabled():  # another thread samples meanwhile: packed weights have no gradients
-            return F.linear(input, self.weight)
+            return F.linear(input, weight)
         return _product(input, self.packed)
 
 
 def _packed_is_faster(x: Tensor, weight: Tensor) -> bool:
-    least = LARGE_PACKED_FROM if weight.numel() > LARGE else PACKED_FROM
+    least = LARGE_PACKED_FROM if weight.numel() >= LARGE else PACKED_FROM
     return x.dtype == torch.bfloat16 or x.numel() * len(weight) >= least
 
 

@@ -106,7 +106,8 @@ class Comparison:
         loggers = list(loggers)
         samplers = self.samplers
         reference = next(iter(samplers))
-        held_out = HeldOut.of(data, max(self.accuracy_prompts, self.speed_prompts), "test")
+        items = data.evaluation_items(max(self.accuracy_prompts, self.speed_prompts), split="test")
+        held_out = HeldOut(items, data.score, data.max_new_tokens, data.stop_tokens)
         with eager_seams(model):
             rows = compare(
                 model,
@@ -125,8 +126,7 @@ class Comparison:
         finally:
             log_table(loggers, "comparison", [{k: v for k, v in row.items() if k != "machine"} for row in rows])
         log_image(loggers, "comparison_plot", folder / "comparison.png")
-        drawn = data.evaluation_items(self.speed_prompts, split="test")
-        files = _wavefront(samplers[next(reversed(samplers))], model, data, drawn, folder, seed)
+        files = _wavefront(samplers[next(reversed(samplers))], model, data, items[: self.speed_prompts], folder, seed)
         if not files:
             log.info("No wavefront: the first token ended the text, for every prompt tried")
         for path in files:

@@ -41,6 +41,14 @@ def test_large_products_take_packed_weights_for_a_while(monkeypatch, dtype):
             torch.testing.assert_close(layer(x), x @ layer.weight.t(), rtol=tolerance, atol=tolerance)
     half = [True, True] if products._packs(torch.bfloat16) else []
     assert calls == {torch.float32: [True], torch.bfloat16: half, torch.float64: []}[dtype]
+    monkeypatch.setattr(products, "LARGE_PACKED_FROM", 40 * 24 * 5)
+    for least, sizes in ((40 * 24, [5, 6]), (40 * 24 + 1, [6])):  # a large weight is packed for fewer rows
+        monkeypatch.setattr(products, "LARGE", least)
+        calls.clear()
+        with torch.inference_mode(), packed_products(layer):
+            for x in (few, many):
+                layer(x)
+        assert len(calls) == {torch.float32: len(sizes), torch.bfloat16: len(half), torch.float64: 0}[dtype]
     with pytest.raises(RuntimeError), packed_products(layer):
         layer(torch.ones(3, dtype=dtype))
     assert layer.packed is None and "packed" not in copy.deepcopy(layer).state_dict()
