@@ -55,7 +55,7 @@ def own_product(rows: int, inner: int, columns: int) -> Callable[[], object]:
     """Our own code, ten times in one compiled graph."""
     weight, xs = torch.randn(inner, columns).t(), [torch.randn(1, rows, inner) for _ in range(10)]
     assert can_use_kernels(), "torch's compiler does not take our code"
-    many = torch.compile(lambda xs, w: [multiply(x, w) for x in xs], options={"cpp_wrapper": True})
+    many = torch.compile(lambda xs, w: [multiply(x, w) for x in xs], dynamic=False, options={"cpp_wrapper": True})
 
     def call() -> None:
         with torch.inference_mode():
