@@ -90,8 +90,7 @@ def calibrate_exit(
         ValueError: for no prompts or impossible settings, naming each; for a sampler without an exit criterion; where
             no position is decoded; where ``low`` does not reach the agreement, naming the best that was reached.
     """
-    problems = _problems(sampler, prompts, agreement, low, high, looks)
-    if problems:
+    if problems := _problems(sampler, prompts, agreement, low, high, looks):
         raise ValueError("cannot calibrate:\n" + "\n".join(f"  - {p}" for p in problems))
     call: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_tokens": stop_tokens}
     call |= {"seed": seed, "batch_size": batch_size}
@@ -113,8 +112,12 @@ def calibrate_exit(
 
 def _full_depth(sampler: Adaptive | DiffusionForcing) -> Autoregressive:
     """What the sampler is to agree with."""
-    names = ("num_steps", "kv", "init_scale", "allow_unsupported")
-    return Autoregressive(**{name: getattr(sampler, name) for name in names})
+    return Autoregressive(
+        num_steps=sampler.num_steps,
+        kv=sampler.kv,
+        init_scale=sampler.init_scale,
+        allow_unsupported=sampler.allow_unsupported,
+    )
 
 
 def _look(threshold: float, result: SampleResult, reference: SampleResult) -> CalibrationLook:

@@ -262,8 +262,7 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
             labels: targets, shifted inside, -100 ignored.
             seed: seed of the noise; None draws from torch's generator.
             backprop_depth: gradients flow through this many last recurrences; None through all.
-            checkpoint_recurrences: recompute each recurrence in the backward pass to save memory;
-                ``gradient_checkpointing_enable`` does so while training.
+            checkpoint_recurrences: recompute recurrences when going back, as ``gradient_checkpointing_enable`` has it.
             past_key_values: keys and values of the places before ``input_ids``, which are added to it; no gradients.
             use_cache: start a cache where none is given (``past_key_values`` of the output).
             kv: of a cache that is started; None is ``per_depth``.
