@@ -118,7 +118,7 @@ def main() -> None:
     print(f"{platform.platform()}, torch {torch.__version__}, {args.threads} threads, {args.dtype}")
     cases: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...], int]] = {}
     shapes: list[tuple[int, ...]] = [(1, 128, 688), (8, 128, 688), (16, 128, 688), (64, 128, 688), (1, 256, 1376)]
-    for shape in [*shapes, (8, 256, 1376), (64, 256, 1376)]:
+    for shape in [*shapes, (8, 256, 1376), (64, 256, 1376), (64, 512, 2752), (64, 1024, 5504)]:
         cases["product {} x {} x {}".format(*shape)] = product, shape, 200
     shapes = [(128, 1), (128, 8), (128, 64), (256, 8), (256, 64)]
     for shape in shapes:

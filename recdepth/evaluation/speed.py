@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from recdepth.models import RecurrentDepthForCausalLM
+from recdepth.models.cpu import cpu_name
 from recdepth.sampling import Sampler, SampleResult, SampleStats
 
 from .evaluate import evaluating
@@ -152,7 +153,7 @@ def machine_stamp(model: RecurrentDepthForCausalLM) -> dict[str, str | int]:
     device = model.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -162,15 +163,3 @@ def machine_stamp(model: RecurrentDepthForCausalLM) -> dict[str, str | int]:
         "transformers": transformers.__version__,
         "platform": platform.platform(terse=True),
     }
-
-
-def _cpu_model() -> str:
-    """The processor's marketing name where the system tells, else its architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()

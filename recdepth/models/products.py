@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .cpu import is_intel
 from .kernels import Kernel, can_use_kernels
 
-#: Multiply-adds from which a float32 product with packed weights is the faster one, though its call takes longer: those
-#: of a weight that stays near the core, and of one of so many numbers or more. In bfloat16 every one is.
-PACKED_FROM, LARGE_PACKED_FROM, LARGE = 5_000_000, 500_000, 1 << 17
+#: Products in float32 that are faster with packed weights, though their call takes longer: those of weights of so many
+#: numbers, from so many multiply-adds on. PyTorch's own (MKL) are as fast as a CPU of Intel is, and less so on others.
+PACKED_FROM = [(1 << 17, 500_000), (0, 5_000_000)]
+if is_intel() and torch.backends.mkl.is_available():
+    PACKED_FROM = [(1 << 21, 10_000_000)]
 #: Rows up to which a product in bfloat16 is ours inside graphs.
 OURS_UP_TO = 16
 #: Models of more bytes are not packed: it takes a second copy.
@@ -38,6 +41,7 @@ class Linear(nn.Linear):
     """
 
     packed: Tensor | None = None
+    packed_from = 0  # multiply-adds
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -48,17 +52,21 @@ class Linear(nn.Linear):
         self.weight.data = self.weight.data.t().contiguous().t()
 
     def forward(self, input: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        weight = self.weight
-        if torch.compiler.is_compiling() or self.packed is None or not _packed_is_faster(input, weight):
+        weight, packed = self.weight, self.packed
+        if torch.compiler.is_compiling() or packed is None or input.numel() * len(weight) < self.packed_from:
             return F.linear(input, weight)
         if torch.is_grad_enabled():  # another thread samples meanwhile: packed weights have no gradients
             return F.linear(input, weight)
-        return _product(input, self.packed)
+        return _product(input, packed)
 
 
-def _packed_is_faster(x: Tensor, weight: Tensor) -> bool:
-    least = LARGE_PACKED_FROM if weight.numel() >= LARGE else PACKED_FROM
-    return x.dtype == torch.bfloat16 or x.numel() * len(weight) >= least
+def _packed_from(weight: Tensor) -> int | None:
+    """Multiply-adds from which products with a weight take a packed copy; None where that never is the faster way."""
+    if not _packable(weight):
+        return None
+    if weight.dtype == torch.bfloat16:
+        return 0
+    return next((work for numbers, work in PACKED_FROM if weight.numel() >= numbers), None)
 
 
 class PackedWeights:
@@ -142,11 +150,13 @@ def packed_products(model: nn.Module) -> Iterator[None]:
 
     The weights must not change meanwhile.
     """
-    layers = [m for m in model.modules() if isinstance(m, Linear) and _packable(m.weight)] if may_pack(model) else []
+    able = may_pack(model)
+    layers = {m: _packed_from(m.weight) for m in model.modules() if able and isinstance(m, Linear)}
     weights = packed_weights(model)
     try:
-        for layer in layers:
-            layer.packed = weights.tensors[weights.add(layer._parameters, "weight")]
+        for layer, least in layers.items():
+            if least is not None:
+                layer.packed_from, layer.packed = least, weights.tensors[weights.add(layer._parameters, "weight")]
         yield
     finally:
         for layer in layers:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from recdepth.models import Depth, Flight, KVPolicy, RecurrentDepthForCausalLM
+from recdepth.models.cpu import cpu_name
 from recdepth.models.products import packed_products
 
 log = logging.getLogger(__name__)
@@ -252,11 +253,7 @@ def _key(model: RecurrentDepthForCausalLM, kv: KVPolicy, compiled: bool) -> str:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if device.type == "cpu":
-        with suppress(OSError):  # Linux only
-            models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-            name = models[0].partition(":")[2].strip() if models else name
+    name = cpu_name() if device.type == "cpu" else platform.processor() or platform.machine()
     return f"{device.type} {name}"
 
 

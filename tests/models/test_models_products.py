@@ -33,7 +33,7 @@ def test_large_products_take_packed_weights_for_a_while(monkeypatch, dtype):
     layer, calls = Linear(40, 24).to(dtype), []
     real = products._product
     monkeypatch.setattr(products, "_product", lambda x, weight: calls.append(weight.is_mkldnn) or real(x, weight))
-    monkeypatch.setattr(products, "PACKED_FROM", 40 * 24 * 6)
+    monkeypatch.setattr(products, "PACKED_FROM", [(0, 40 * 24 * 6)])
     few, many = torch.randn(1, 5, 40, dtype=dtype), torch.randn(2, 3, 40, dtype=dtype)
     with torch.inference_mode(), packed_products(layer):
         for x in (few, many):
@@ -41,14 +41,16 @@ def test_large_products_take_packed_weights_for_a_while(monkeypatch, dtype):
             torch.testing.assert_close(layer(x), x @ layer.weight.t(), rtol=tolerance, atol=tolerance)
     half = [True, True] if products._packs(torch.bfloat16) else []
     assert calls == {torch.float32: [True], torch.bfloat16: half, torch.float64: []}[dtype]
-    monkeypatch.setattr(products, "LARGE_PACKED_FROM", 40 * 24 * 5)
-    for least, sizes in ((40 * 24, [5, 6]), (40 * 24 + 1, [6])):  # a large weight is packed for fewer rows
-        monkeypatch.setattr(products, "LARGE", least)
+    for least, sizes in ((40 * 24, 2), (40 * 24 + 1, 1)):  # a large weight is packed for fewer rows
+        monkeypatch.setattr(products, "PACKED_FROM", [(least, 40 * 24 * 5), (0, 40 * 24 * 6)])
         calls.clear()
         with torch.inference_mode(), packed_products(layer):
             for x in (few, many):
                 layer(x)
-        assert len(calls) == {torch.float32: len(sizes), torch.bfloat16: len(half), torch.float64: 0}[dtype]
+        assert len(calls) == {torch.float32: sizes, torch.bfloat16: len(half), torch.float64: 0}[dtype]
+    monkeypatch.setattr(products, "PACKED_FROM", [(40 * 24 + 1, 0)])  # no copy of weights that never take it
+    with torch.inference_mode(), packed_products(layer):
+        assert (layer.packed is not None) == bool(half and dtype == torch.bfloat16)
     with pytest.raises(RuntimeError), packed_products(layer):
         layer(torch.ones(3, dtype=dtype))
     assert layer.packed is None and "packed" not in copy.deepcopy(layer).state_dict()
@@ -75,7 +77,7 @@ def test_samplers_take_weights_as_they_are_now_and_leave_large_models_alone(monk
             expected = sampler(model, **call).tokens
             assert not seen
             with monkeypatch.context() as patch:
-                patch.setattr(products, "PACKED_FROM", 0)
+                patch.setattr(products, "PACKED_FROM", [(0, 0)])
                 assert sampler(model, **call).tokens == expected
                 assert seen
                 seen.clear()
@@ -93,7 +95,8 @@ def test_samplers_take_weights_as_they_are_now_and_leave_large_models_alone(monk
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(40, 24), (3, 5)], ids=str)
-def test_packed_weights_follow_changes_that_no_version_counts(shape):
+def test_packed_weights_follow_changes_that_no_version_counts(monkeypatch, shape):
+    monkeypatch.setattr(products, "PACKED_FROM", [(0, 0)])
     layer = Linear(*shape)
     with torch.inference_mode(), packed_products(layer):
         pass
@@ -123,19 +126,19 @@ def test_packing_that_is_cut_off_leaves_the_layers_to_training(monkeypatch):
         pack(self, *given)
 
     monkeypatch.setattr(PackedWeights, "_pack", cut_off)
-    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    monkeypatch.setattr(products, "PACKED_FROM", [(0, 0)])
     with pytest.raises(KeyboardInterrupt), packed_products(layers):
         pass
     assert all(layer.packed is None for layer in layers)
     monkeypatch.undo()
-    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    monkeypatch.setattr(products, "PACKED_FROM", [(0, 0)])
     with packed_products(layers):  # another thread trains meanwhile
         layers(torch.ones(2, 8)).sum().backward()
     assert all(layer.weight.grad is not None for layer in layers)
 
 
 def test_autocast_chooses_dtypes_as_ever(monkeypatch):
-    monkeypatch.setattr(products, "PACKED_FROM", 0)
+    monkeypatch.setattr(products, "PACKED_FROM", [(0, 0)])
     layers = torch.nn.Sequential(Linear(8, 8), Linear(8, 4))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = layers(torch.ones(2, 8))
