@@ -73,7 +73,7 @@ class Span:
 
     Attributes:
         positions: logical positions; -1 is padding (not counted, never attended to).
-        cos, sin: rotary factors, ``sin`` signed for the swapped pairs.
+        rotary: cosines and sines by which coordinates turn, as the model's ``rope_table`` has them.
         mask: which keys each query sees; None when ``causal`` says it all, or when every query sees every key.
         causal: the queries are exactly the keys, in order.
         start: first position, where every row holds ``start … start+T-1``; None otherwise.
@@ -84,8 +84,7 @@ class Span:
     """
 
     positions: Int[Tensor, "batch time"]
-    cos: Float[Tensor, "rows time 1 head_dim"]
-    sin: Float[Tensor, "rows time 1 head_dim"]
+    rotary: Float[Tensor, "rows time 1 a b"]
     mask: Bool[Tensor, "batch 1 time keys"] | None
     causal: bool
     start: int | None
@@ -103,31 +102,29 @@ class Span:
     def part(self, begin: int, end: int) -> Span:
         """Some of the places, adjacent ones; of a span with a start, keys behind the last of them are left out."""
         assert self.packing is None, "packed lanes stay together"
-        positions, rotary = self.positions[:, begin:end], (self.cos[:, begin:end], self.sin[:, begin:end])
+        positions, rotary = self.positions[:, begin:end], self.rotary[:, begin:end]
         if self.by_position:
-            return Span(positions, *rotary, None, False, None, self.length, by_position=True)
+            return Span(positions, rotary, None, False, None, self.length, by_position=True)
         if self.start is None:
             assert self.mask is not None
-            return Span(positions, *rotary, self.mask[:, :, begin:end], False, None, self.length)
+            return Span(positions, rotary, self.mask[:, :, begin:end], False, None, self.length)
         length, mask = self.start + end, None
         if end - begin > 1:
             keys = torch.arange(length, device=positions.device)
             mask = self.mask[:, :, begin:end, :length] if self.mask is not None else keys <= positions[:, None, :, None]
-        return Span(positions, *rotary, mask, False, self.start + begin, length)
+        return Span(positions, rotary, mask, False, self.start + begin, length)
 
     def tail(self, begin: int) -> Span:
         """The places from one on, with the same keys."""
         if begin == 0:
             return self
         assert self.packing is None, "packed lanes stay together"
-        cos, sin = (table[:, begin:] for table in (self.cos, self.sin))
+        positions, rotary = self.positions[:, begin:], self.rotary[:, begin:]
         mask = None if self.mask is None else self.mask[:, :, begin:]
         if self.causal:
-            mask = torch.arange(self.length, device=cos.device) <= self.positions[:, None, begin:, None]
+            mask = torch.arange(self.length, device=positions.device) <= positions[:, None, :, None]
         start = None if self.start is None else self.start + begin
-        return replace(
-            self, positions=self.positions[:, begin:], cos=cos, sin=sin, mask=mask, causal=False, start=start
-        )
+        return replace(self, positions=positions, rotary=rotary, mask=mask, causal=False, start=start)
 
 
 class Cache(Protocol):

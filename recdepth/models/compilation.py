@@ -151,7 +151,7 @@ class CompiledSeams:
     def __init__(self, model: RecurrentDepthForCausalLM):
         self._model = ref(model)
         self.made_for = Makeup(model)
-        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, tuple[Tensor, Tensor]]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], Any, Tensor]] = {}
         self._packed = packed_weights(model) if may_pack(model) else None
 
     def span(self, positions: Tensor, cache: KVCache, start: int | None = None, length: int | None = None) -> Places:
@@ -198,10 +198,10 @@ class CompiledSeams:
         by_position = attends_by_position(cache.keys.device)
         length = cache.capacity if by_position else length
         key = step, length, cache.kind
-        run, settings, tables = self._graphs.get(key) or self._add(
+        run, settings, table = self._graphs.get(key) or self._add(
             key, _run_step, (step, length, by_position), [step.name, *cache.kind[0][:1], length], cache
         )
-        return run(self._model(), settings, inputs, tables, *cache.slots("refine"))
+        return run(self._model(), settings, inputs, table, *cache.slots("refine"))
 
     def draft(
         self,
@@ -222,7 +222,7 @@ class CompiledSeams:
         model = self._model()
         assert model is not None
         key = graph, places.kind, cache.kind
-        run, settings, tables = self._graphs.get(key) or self._add(
+        run, settings, table = self._graphs.get(key) or self._add(
             key,
             _run,
             (graph, places.length, places.causal, places.by_position),
@@ -231,15 +231,15 @@ class CompiledSeams:
         )
         # a graph is found by shapes alone, so strides must follow from them
         inputs = (places.positions, *[x.contiguous() for x in inputs])
-        return run(model, settings, inputs, tables, *stores)
+        return run(model, settings, inputs, table, *stores)
 
     def _add(self, key: Any, run: Callable[..., Any], settings: Any, name: list[Any], cache: KVCache) -> Any:
-        """Make a graph, and the rotary tables that it reads."""
+        """Make a graph, and the rotary table that it reads."""
         model, (_, device, _) = self._model(), cache.kind
         assert model is not None
         assert isinstance(run, FunctionType)
         graph = _compiled(run, "_".join(map(str, name)), device, self._packed)
-        self._graphs[key] = graph, settings, model.rope_tables(device)
+        self._graphs[key] = graph, settings, model.rope_table(device)
         return self._graphs[key]
 
 
@@ -286,13 +286,13 @@ def _run(
     model: RecurrentDepthForCausalLM,
     settings: tuple[_Graph, int, bool, bool],
     inputs: tuple[Tensor, ...],
-    tables: tuple[Tensor, Tensor],
+    table: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
     """One seam, or all, on tensors alone, positions first: everything else is a constant of the graph."""
     graph, length, causal, by_position = settings
-    span, inputs = _span(tables, length, by_position, inputs[0], causal=causal), inputs[1:]
+    span, inputs = _span(table, length, by_position, inputs[0], causal=causal), inputs[1:]
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
         e, s, depth = inputs
@@ -322,7 +322,7 @@ def _run_step(
     model: RecurrentDepthForCausalLM,
     settings: tuple[Step, int, bool],
     inputs: tuple[Tensor, ...],
-    tables: tuple[Tensor, Tensor],
+    table: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
@@ -330,11 +330,11 @@ def _run_step(
     step, length, by_position = settings
     prelude = len(model.prelude)
     cache = _SomeSlots(keys, values, first_core=prelude, first_coda=prelude + len(model.core))
-    return step(model, cache, functools.partial(_span, tables, length, by_position), *inputs)
+    return step(model, cache, functools.partial(_span, table, length, by_position), *inputs)
 
 
 def _span(
-    tables: tuple[Tensor, Tensor],
+    table: Tensor,
     length: int,
     by_position: bool,
     positions: Tensor,
@@ -342,13 +342,13 @@ def _span(
     causal: bool = False,
 ) -> Span:
     """The span of these positions inside a graph, with so many keys."""
-    cos, sin = (table[positions][:, :, None] for table in tables)
+    rotary = table[positions][:, :, None]
     if by_position:
-        return Span(positions, cos, sin, None, False, None, length, packing, by_position=True)
+        return Span(positions, rotary, None, False, None, length, packing, by_position=True)
     queries = positions if packing is None else packing.unpack(positions)
     keys = torch.arange(length, device=positions.device)
     mask = None if causal else keys <= queries.clamp(min=0)[:, None, :, None]
-    return Span(positions, cos, sin, mask, causal, None, length, packing)
+    return Span(positions, rotary, mask, causal, None, length, packing)
 
 
 class _SomeSlots:

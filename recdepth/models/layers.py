@@ -27,10 +27,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(
-    config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype
-) -> tuple[Float[Tensor, "time head_dim"], Float[Tensor, "time head_dim"]]:
-    """Cosines and signed sines of rotary embeddings (Su et al. 2021, arXiv 2104.09864) for the whole context."""
+def rope_table(config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "time a b"]:
+    """Cosines and sines of rotary embeddings (Su et al. 2021, arXiv 2104.09864) for the whole context.
+
+    Returns:
+        what the style's rotation takes of each position, see :func:`rotate_pairs` and :func:`rotate_halves`.
+    """
     # float32 whatever the dtype: the angles of the public checkpoints
     halves = torch.arange(0, config.head_dim, 2, device=device).float()
     frequency = 1.0 / (config.rope_base ** (halves / config.head_dim))
@@ -39,8 +41,8 @@ def rope_table(
     angle = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequency)
     cos, sin = angle.cos(), angle.sin()
     if config.rope_style == "half":
-        return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
-    return torch.stack([cos, cos], -1).flatten(-2).to(dtype), torch.stack([-sin, sin], -1).flatten(-2).to(dtype)
+        return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1).to(dtype)
+    return torch.stack([cos, sin], dim=-1).to(dtype)
 
 
 def _stretched(
@@ -57,14 +59,26 @@ def _stretched(
     return kept * frequency + (1 - kept) * frequency / factor
 
 
-def swap_pairs(x: Float[Tensor, "*any head_dim"]) -> Float[Tensor, "*any head_dim"]:
-    """Swap the coordinates (0, 1), (2, 3), … of each head."""
-    return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+def rotate_pairs(
+    x: Float[Tensor, "*any head_dim"], rotary: Float[Tensor, "*any half_head_dim 2"]
+) -> Float[Tensor, "*any head_dim"]:
+    """Turn the coordinates (0, 1), (2, 3), … of each head, by the cosine and sine of each pair.
+
+    Each product is rounded, not fused as addcmul would: the arithmetic of the public implementations, bit for bit.
+    """
+    x = x.to(rotary.dtype).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers make no code for complex numbers
+        (a, b), (cos, sin) = x.unbind(-1), rotary.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(rotary)).flatten(-2)
 
 
-def swap_halves(x: Float[Tensor, "*any head_dim"]) -> Float[Tensor, "*any head_dim"]:
-    """Swap the two halves of each head."""
-    return x.roll(x.shape[-1] // 2, dims=-1)
+def rotate_halves(
+    x: Float[Tensor, "*any head_dim"], rotary: Float[Tensor, "*any 2 head_dim"]
+) -> Float[Tensor, "*any head_dim"]:
+    """Turn the coordinates (0, n/2), (1, n/2 + 1), … of each head, by the cosine and signed sine of each coordinate."""
+    cos, sin = rotary.unbind(-2)
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class Attention(nn.Module):
@@ -78,7 +92,7 @@ class Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.swap = swap_halves if config.rope_style == "half" else swap_pairs
+        self.rotate = rotate_halves if config.rope_style == "half" else rotate_pairs
         self.qkv = Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim)) if config.qk_bias else None
         self.proj = Linear(config.hidden_size, config.hidden_size)
@@ -92,8 +106,7 @@ class Attention(nn.Module):
         qk, v = qkv[:, :, :rotated], qkv[:, :, rotated:].transpose(1, 2)
         if self.qk_bias is not None:
             qk = qk + self.qk_bias.flatten(0, 2)
-        # each product rounded, not fused as addcmul would: the arithmetic of the public implementations, bit for bit
-        qk = (qk * span.cos + self.swap(qk) * span.sin).to(qk.dtype).transpose(1, 2)
+        qk = self.rotate(qk, span.rotary).to(qk.dtype).transpose(1, 2)
         q, k = qk.split([self.heads, self.kv_heads], dim=1)  # [batch, head, time, head_dim]
         if isinstance(slot, tuple):
             assert cache is not None

@@ -72,7 +72,7 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
         self.head = Linear(config.hidden_size, config.vocab_size)
         # of the states that have been normalised; trained where it comes from, not here
         self.exit_gate = nn.Linear(config.hidden_size, 1).requires_grad_(False) if config.exit_gate else None
-        self._rope: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._rope: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.post_init()
 
     # ----------------------------------------------------------------------------------------------------- the seams
@@ -206,18 +206,15 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
             mask = None
             if not (causal or alone):
                 mask = torch.arange(length, device=device) <= positions.clamp(min=0)[:, None, :, None]
-        cos, sin = self.rope_tables(device)
-        if start is not None:
-            cos, sin = cos[None, start : start + time], sin[None, start : start + time]
-        else:
-            cos, sin = cos[positions], sin[positions]  # -1 reads the last angle: harmless
-        return Span(positions, cos[:, :, None], sin[:, :, None], mask, causal, start, length)
+        table = self.rope_table(device)  # -1 reads the last angle: harmless
+        rotary = table[positions] if start is None else table[None, start : start + time]
+        return Span(positions, rotary[:, :, None], mask, causal, start, length)
 
-    def rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of the rotary embedding, [time, head_dim] each, for all positions of the context."""
+    def rope_table(self, device: torch.device) -> Float[Tensor, "time a b"]:
+        """Cosines and sines of the rotary embedding for all positions of the context."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         table = self._rope.get((device, dtype))
-        if table is None or len(table[0]) < self.config.max_position_embeddings:  # the context may have been raised
+        if table is None or len(table) < self.config.max_position_embeddings:  # the context may have been raised
             with torch.inference_mode(False):  # a table made while sampling must serve training too
                 table = self._rope[device, dtype] = rope_table(self.config, device, dtype)
         return table

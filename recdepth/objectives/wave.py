@@ -132,9 +132,8 @@ class WaveRun:
         lane = torch.arange(windows * width, device=device)
         lanes = (window[:, None] == window) & (lane <= lane[:, None])
         mask = torch.cat([committed, lanes.expand(batch, -1, -1)], dim=2)[:, None]
-        cos, sin = self.model.rope_tables(device)
-        rotary = cos[positions][:, :, None], sin[positions][:, :, None]
-        return Span(positions, *rotary, mask, False, None, mask.shape[-1]), mask
+        rotary = self.model.rope_table(device)[positions][:, :, None]
+        return Span(positions, rotary, mask, False, None, mask.shape[-1]), mask
 
     def run(self) -> Look:
         """All steps; gradients flow through the last ones only, and logits are read out at the end."""

@@ -85,7 +85,7 @@ def test_per_lane_attention_shares_key_heads_compiled_as_well(kind):
 
 
 def lane(span, i):
-    return type(span)(span.positions[:, i : i + 1], span.cos, span.sin, span.mask[:, :, i : i + 1], False, None, 6)
+    return type(span)(span.positions[:, i : i + 1], span.rotary, span.mask[:, :, i : i + 1], False, None, 6)
 
 
 def test_a_sampler_says_what_the_model_lacks():

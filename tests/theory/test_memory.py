@@ -35,8 +35,8 @@ def adapted(model: RecurrentDepthForCausalLM, rank: int) -> RecurrentDepthForCau
 
 
 def kept_by_autograd(model: RecurrentDepthForCausalLM, batch: int, length: int, **settings) -> int:
-    """Bytes of all storages that the graph holds, but for weights and the rotary tables."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.rope_tables(torch.device("cpu"))]}
+    """Bytes of all storages that the graph holds, but for weights and the rotary table."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), model.rope_table(torch.device("cpu"))]}
     seen = []
 
     def pack(tensor):

@@ -162,5 +162,4 @@ def names(ours: str) -> tuple[str, ...]:
 
 def extra_tensors(config: RecurrentDepthConfig) -> dict[str, Tensor]:
     """The rotary table, a stored buffer there: cosine and sine, [1, time, 1, head_dim / 2, 2]."""
-    cos, sin = rope_table(config, torch.device("cpu"), torch.float32)
-    return {"freqs_cis": torch.stack([cos[None, :, None, ::2], sin[None, :, None, 1::2]], dim=-1)}
+    return {"freqs_cis": rope_table(config, torch.device("cpu"), torch.float32)[None, :, None]}
