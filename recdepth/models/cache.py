@@ -73,7 +73,7 @@ class Span:
 
     Attributes:
         positions: logical positions; -1 is padding (not counted, never attended to).
-        rotary: cosines and sines by which coordinates turn, as the model's ``rope_table`` has them.
+        rotary: cosines and sines of the positions, as the model's ``rope_table`` has them.
         mask: which keys each query sees; None when ``causal`` says it all, or when every query sees every key.
         causal: the queries are exactly the keys, in order.
         start: first position, where every row holds ``start … start+T-1``; None otherwise.
@@ -84,7 +84,7 @@ class Span:
     """
 
     positions: Int[Tensor, "batch time"]
-    rotary: Float[Tensor, "rows time 1 a b"]
+    rotary: Float[Tensor, "rows time 1 kinds head_dim"]
     mask: Bool[Tensor, "batch 1 time keys"] | None
     causal: bool
     start: int | None

@@ -201,7 +201,7 @@ class CompiledSeams:
         run, settings, table = self._graphs.get(key) or self._add(
             key, _run_step, (step, length, by_position), [step.name, *cache.kind[0][:1], length], cache
         )
-        return run(self._model(), settings, inputs, table, *cache.slots("refine"))
+        return run(self._model(), settings, (table, *inputs), *cache.slots("refine"))
 
     def draft(
         self,
@@ -230,8 +230,8 @@ class CompiledSeams:
             cache,
         )
         # a graph is found by shapes alone, so strides must follow from them
-        inputs = (places.positions, *[x.contiguous() for x in inputs])
-        return run(model, settings, inputs, table, *stores)
+        inputs = (table, places.positions, *[x.contiguous() for x in inputs])
+        return run(model, settings, inputs, *stores)
 
     def _add(self, key: Any, run: Callable[..., Any], settings: Any, name: list[Any], cache: KVCache) -> Any:
         """Make a graph, and the rotary table that it reads."""
@@ -286,29 +286,29 @@ def _run(
     model: RecurrentDepthForCausalLM,
     settings: tuple[_Graph, int, bool, bool],
     inputs: tuple[Tensor, ...],
-    table: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
-    """One seam, or all, on tensors alone, positions first: everything else is a constant of the graph."""
+    """One seam, or all, on tensors alone, the rotary table and positions first: all else is a constant of the graph."""
     graph, length, causal, by_position = settings
-    span, inputs = _span(table, length, by_position, inputs[0], causal=causal), inputs[1:]
+    table, positions, *more = inputs
+    span = _span(table, length, by_position, positions, causal=causal)
     kind: Any = type(model)  # not the instance: its seams may be compiled for training
     if graph.own_depths:
-        e, s, depth = inputs
+        e, s, depth = more
         return kind.recur(model, e, s, _LaneSlots(keys[0], values[0], graph.own_depths), span, depth)
     if graph.seam == "embed":
-        return kind.embed(model, *inputs, _SomeSlots(keys, values), span)
+        return kind.embed(model, *more, _SomeSlots(keys, values), span)
     core = len(model.core)
     if graph.seam == "recur":
         cache = _SomeSlots(keys, values, core=core if graph.apart else 0)
-        e, s = inputs
+        e, s = more
         for step in range(graph.steps):
             s = kind.recur(model, e, s, cache, span, step)
         return s
     if graph.seam == "decode":
-        return kind.decode(model, *inputs, _SomeSlots(keys, values), span, graph.keep)
-    ids, states, embedded, *more = inputs
+        return kind.decode(model, *more, _SomeSlots(keys, values), span, graph.keep)
+    ids, states, embedded, *more = more
     mixed, initial = (more.pop(0) if given else None for given in graph.given)
     prelude = len(model.prelude)
     first_coda = prelude + core * (graph.steps if graph.apart else 1)
@@ -322,15 +322,14 @@ def _run_step(
     model: RecurrentDepthForCausalLM,
     settings: tuple[Step, int, bool],
     inputs: tuple[Tensor, ...],
-    table: Tensor,
     keys: list[Tensor],
     values: list[Tensor],
 ) -> Any:
-    """A sampler's own step on tensors alone, with shared keys."""
+    """A sampler's own step on tensors alone, the rotary table first, with shared keys."""
     step, length, by_position = settings
     prelude = len(model.prelude)
     cache = _SomeSlots(keys, values, first_core=prelude, first_coda=prelude + len(model.core))
-    return step(model, cache, functools.partial(_span, table, length, by_position), *inputs)
+    return step(model, cache, functools.partial(_span, inputs[0], length, by_position), *inputs[1:])
 
 
 def _span(

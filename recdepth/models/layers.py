@@ -27,11 +27,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "time a b"]:
-    """Cosines and sines of rotary embeddings (Su et al. 2021, arXiv 2104.09864) for the whole context.
+def rope_table(
+    config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "time kinds head_dim"]:
+    """Rotary embeddings (Su et al. 2021, arXiv 2104.09864) of the whole context.
 
     Returns:
-        what the style's rotation takes of each position, see :func:`rotate_pairs` and :func:`rotate_halves`.
+        of each position the cosine and the signed sine of each coordinate; where adjacent ones turn together, also the
+        cosine and sine of each pair, one after the other.
     """
     # float32 whatever the dtype: the angles of the public checkpoints
     halves = torch.arange(0, config.head_dim, 2, device=device).float()
@@ -41,8 +44,10 @@ def rope_table(config: RecurrentDepthConfig, device: torch.device, dtype: torch.
     angle = torch.outer(torch.arange(config.max_position_embeddings, device=device).float(), frequency)
     cos, sin = angle.cos(), angle.sin()
     if config.rope_style == "half":
-        return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], dim=1).to(dtype)
-    return torch.stack([cos, sin], dim=-1).to(dtype)
+        kinds = [torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]
+    else:
+        kinds = [torch.stack(pair, -1).flatten(-2) for pair in ((cos, cos), (-sin, sin), (cos, sin))]
+    return torch.stack(kinds, dim=1).to(dtype)
 
 
 def _stretched(
@@ -60,23 +65,24 @@ def _stretched(
 
 
 def rotate_pairs(
-    x: Float[Tensor, "*any head_dim"], rotary: Float[Tensor, "*any half_head_dim 2"]
+    x: Float[Tensor, "*any head_dim"], rotary: Float[Tensor, "*any 3 head_dim"]
 ) -> Float[Tensor, "*any head_dim"]:
-    """Turn the coordinates (0, 1), (2, 3), … of each head, by the cosine and sine of each pair.
+    """Turn the coordinates (0, 1), (2, 3), … of each head: a product of complex numbers.
 
-    Each product is rounded, not fused as addcmul would: the arithmetic of the public implementations, bit for bit.
+    Each product of real ones is rounded, not fused as addcmul would: the arithmetic of the public implementations.
     """
-    x = x.to(rotary.dtype).unflatten(-1, (-1, 2))
+    cos, sin, turn = rotary.unbind(-2)
+    x = x.to(turn.dtype)
     if torch.compiler.is_compiling():  # compilers make no code for complex numbers
-        (a, b), (cos, sin) = x.unbind(-1), rotary.unbind(-1)
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(x) * torch.view_as_complex(rotary)).flatten(-2)
+        return x * cos + x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * sin
+    x, turn = (torch.view_as_complex(y.unflatten(-1, (-1, 2))) for y in (x, turn))
+    return torch.view_as_real(x * turn).flatten(-2)
 
 
 def rotate_halves(
     x: Float[Tensor, "*any head_dim"], rotary: Float[Tensor, "*any 2 head_dim"]
 ) -> Float[Tensor, "*any head_dim"]:
-    """Turn the coordinates (0, n/2), (1, n/2 + 1), … of each head, by the cosine and signed sine of each coordinate."""
+    """Turn the coordinates (0, n/2), (1, n/2 + 1), … of each head."""
     cos, sin = rotary.unbind(-2)
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 

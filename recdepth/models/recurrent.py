@@ -210,8 +210,8 @@ class RecurrentDepthForCausalLM(RefinementMixin, RecurrentGenerationMixin, PreTr
         rotary = table[positions] if start is None else table[None, start : start + time]
         return Span(positions, rotary[:, :, None], mask, causal, start, length)
 
-    def rope_table(self, device: torch.device) -> Float[Tensor, "time a b"]:
-        """Cosines and sines of the rotary embedding for all positions of the context."""
+    def rope_table(self, device: torch.device) -> Float[Tensor, "time kinds head_dim"]:
+        """Rotary embeddings of the whole context, see :func:`~recdepth.models.layers.rope_table`."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         table = self._rope.get((device, dtype))
         if table is None or len(table) < self.config.max_position_embeddings:  # the context may have been raised

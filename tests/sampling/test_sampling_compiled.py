@@ -21,6 +21,7 @@ from recdepth.models import (
     RecurrentDepthForCausalLM,
     can_compile,
     compilation,
+    sampling_seams,
 )
 from recdepth.models.kernels import can_use_kernels
 from recdepth.sampling import Adaptive, Autoregressive, DiffusionForcing, Exact, Speculative, Trace, base, fused
@@ -308,6 +309,8 @@ def test_a_real_compiler_gives_the_same_tokens():
     for sampler, prompts in ((Exact(num_steps=4, group=3), [[1, 2]]), (short, [[1, 2]]), (short, [[1, 2], [3]])):
         found = replace(sampler, compile=True)(single, prompts, **sampled)  # two rows: their lanes are packed
         assert found.tokens == sampler(single, prompts, **sampled).tokens
+    graphs = [graph for graph, *_ in sampling_seams(single)._graphs.values()]
+    assert len(graphs) > 5 and all(graph._direct is not None for graph in graphs)  # the next calls are cheap
 
 
 def test_graphs_are_made_anew_for_other_modules_and_adapters(monkeypatch):

@@ -162,4 +162,5 @@ def names(ours: str) -> tuple[str, ...]:
 
 def extra_tensors(config: RecurrentDepthConfig) -> dict[str, Tensor]:
     """The rotary table, a stored buffer there: cosine and sine, [1, time, 1, head_dim / 2, 2]."""
-    return {"freqs_cis": rope_table(config, torch.device("cpu"), torch.float32)[None, :, None]}
+    pairs = rope_table(config, torch.device("cpu"), torch.float32)[:, 2].unflatten(-1, (-1, 2))
+    return {"freqs_cis": pairs[None, :, None]}
